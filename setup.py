@@ -1,0 +1,5 @@
+"""Build hooks. Everything declarative is in pyproject.toml; compiled operators will be declared here."""
+
+from setuptools import setup
+
+setup()
