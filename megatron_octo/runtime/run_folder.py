@@ -1,0 +1,97 @@
+"""The run folder: where each leg finds what the others left. Paths only, and the resolved recipe."""
+
+import os
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from megatron_octo.errors import RecipeError
+from megatron_octo.recipe import Recipe, dump_recipe, load_recipe
+from megatron_octo.runtime.files import write_text_atomically
+
+_VERSIONS_OF = ("megatron-octo", "torch", "megatron-core", "transformers", "datatrove", "reasoning-gym")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths of one run, `runs/<recipe>/`."""
+
+    root: Path
+
+    @classmethod
+    def of(cls, recipe: Recipe, runs: Path | None = None) -> "RunFolder":
+        """The folder of a recipe under `runs` (default: $OCTO_RUNS, else ./runs)."""
+        return cls((runs or Path(os.environ.get("OCTO_RUNS", "runs"))).absolute() / recipe.name)
+
+    @property
+    def recipe(self) -> Path:
+        return self.root / "recipe.yaml"
+
+    @property
+    def data(self) -> Path:
+        return self.root / "data"
+
+    @property
+    def tokenizer(self) -> Path:
+        return self.data / "tokenizer"
+
+    @property
+    def heldout(self) -> Path:
+        return self.data / "heldout" / "problems.jsonl"
+
+    @property
+    def summary(self) -> Path:
+        return self.root / "summary.json"
+
+    @property
+    def curves(self) -> Path:
+        return self.root / "curves.png"
+
+    def source(self, name: str) -> Path:
+        """Folder of one prepared source."""
+        return self.data / name
+
+    def stage(self, name: str) -> Path:
+        """Folder of one stage."""
+        return self.root / "stages" / name
+
+    def checkpoints(self, stage: str) -> Path:
+        return self.stage(stage) / "checkpoints"
+
+    def lineage(self, stage: str) -> Path:
+        return self.stage(stage) / "lineage.json"
+
+    def metrics(self, stage: str) -> Path:
+        return self.stage(stage) / "metrics.jsonl"
+
+    def validation(self, stage: str) -> Path:
+        return self.stage(stage) / "validation.jsonl"
+
+    def result(self, stage: str) -> Path:
+        """Written last when a stage is done; its presence is what "done" means."""
+        return self.stage(stage) / "result.json"
+
+    def stage_recipe(self, stage: str) -> Path:
+        """The resolved recipe that a stage's ranks were last started with."""
+        return self.stage(stage) / "recipe.yaml"
+
+    def write_recipe(self, recipe: Recipe, path: Path | None = None) -> None:
+        """Store the resolved recipe with the versions in use (default: as the run's own)."""
+        versions = {}
+        for package in _VERSIONS_OF:
+            try:
+                versions[package] = metadata.version(package)
+            except metadata.PackageNotFoundError:
+                versions[package] = "not installed"
+        header = "".join(f"# {package}: {version}\n" for package, version in versions.items())
+        write_text_atomically(path or self.recipe, "# Resolved by octo.\n" + header + dump_recipe(recipe))
+
+    def read_recipe(self) -> Recipe:
+        """The recipe as it was when the run began.
+
+        Raises:
+            RecipeError: there is none here.
+        """
+        if not self.recipe.is_file():
+            raise RecipeError(f"{self.root}: no recipe.yaml, so this is not a run folder; run `octo train` first")
+        return load_recipe(str(self.recipe))
