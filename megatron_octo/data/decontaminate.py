@@ -1,0 +1,125 @@
+"""The step of a pipeline that drops documents which hold evaluation problems.
+
+datatrove's own n-gram step is not used: its index is built only from lighteval's tasks (a package of its own that
+fetches them), its word splitter fetches models, and it never matches texts shorter than n words, which many
+maths problems are.
+"""
+
+import hashlib
+import json
+from collections.abc import Collection, Iterator, Sequence
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from datatrove.data import Document, DocumentsPipeline
+from datatrove.pipeline.base import PipelineStep
+
+from megatron_octo.data.corpora.problems import expressions_in
+from megatron_octo.data.ngrams import NGramIndex, NGramSearch
+from megatron_octo.data.tally import Tally
+from megatron_octo.errors import DataError
+from megatron_octo.recipe.data import Decontamination, EvaluationText
+from megatron_octo.runtime.files import sha256_of
+
+HELDOUT = "heldout"
+"""The name that the recipe's own held-out problems are counted under."""
+_BATCH = 1000
+
+
+class Decontaminate(PipelineStep):
+    """Drops a document that shares a run of words with an evaluation problem, or holds a held-out expression."""
+
+    type = "Filter"
+    name = "Decontamination"
+
+    def __init__(self, index: NGramIndex, heldout: Collection[str], tally: Tally) -> None:
+        super().__init__()
+        self._index, self._heldout, self._tally = index, frozenset(heldout), tally
+
+    @cached_property
+    def _search(self) -> NGramSearch:
+        return NGramSearch(self._index)
+
+    def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> DocumentsPipeline:
+        documents = iter(data)
+        while batch := list(islice(documents, _BATCH)):
+            yield from self._clean(batch)
+
+    def _clean(self, batch: list[Document]) -> Iterator[Document]:
+        names = self._index.names
+        for document, match in zip(batch, self._search.first_match([d.text for d in batch]), strict=True):
+            if match is not None:
+                self._tally.contaminated[names[match]] += 1
+            elif self._heldout and not self._heldout.isdisjoint(expressions_in(document.text)):
+                self._tally.contaminated[HELDOUT] += 1
+            else:
+                yield document
+
+
+def read_protected(settings: Decontamination) -> dict[str, Sequence[str]]:
+    """The texts of every evaluation set that a recipe protects.
+
+    Raises:
+        DataError: a file is missing or not JSON, or a row lacks a field.
+    """
+    return {
+        name: [text for path in evaluation.paths for text in _texts(name, Path(path).expanduser(), evaluation)]
+        for name, evaluation in settings.against.items()
+    }
+
+
+def protected_digest(settings: Decontamination) -> dict[str, list[str]]:
+    """SHA-256 of every evaluation file, for settings digests.
+
+    Raises:
+        DataError: a file is missing.
+    """
+    return {
+        name: [sha256_of(_existing(name, Path(path).expanduser())) for path in evaluation.paths]
+        for name, evaluation in settings.against.items()
+    }
+
+
+def text_digest(texts: Sequence[str]) -> str:
+    """SHA-256 over texts in order."""
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()
+
+
+def _existing(name: str, path: Path) -> Path:
+    if not path.is_file():
+        raise DataError(
+            f"data.decontamination.against.{name}.paths: {path} does not exist; correct it, or take {name!r} out"
+        )
+    return path
+
+
+def _texts(name: str, path: Path, evaluation: EvaluationText) -> Iterator[str]:
+    for number, row in enumerate(_rows(name, _existing(name, path)), 1):
+        for field in evaluation.fields:
+            value = row.get(field) if isinstance(row, dict) else None
+            values = value if isinstance(value, list) else [value]
+            texts = [text for text in values if isinstance(text, str)]
+            if len(texts) != len(values):
+                has = f" (it has {', '.join(row)})" if isinstance(row, dict) else ""
+                raise DataError(
+                    f"data.decontamination.against.{name}: item {number} of {path} has no text in field {field!r}; "
+                    f"correct `fields`{has}"
+                )
+            yield from texts
+
+
+def _rows(name: str, path: Path) -> list[Any]:
+    """Items of JSON lines, of one JSON list, or of one JSON object's values (an object of texts is one item)."""
+    text = path.read_text(encoding="utf-8")
+    try:
+        try:
+            value = json.loads(text)
+        except json.JSONDecodeError:
+            return [json.loads(line) for line in text.splitlines() if line.strip()]
+    except ValueError as error:
+        raise DataError(f"data.decontamination.against.{name}: {path} is not JSON ({error}); correct it") from None
+    if isinstance(value, dict):
+        return list(value.values()) if all(isinstance(item, dict) for item in value.values()) else [value]
+    return value if isinstance(value, list) else [value]

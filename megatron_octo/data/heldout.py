@@ -1,0 +1,65 @@
+"""Problems that never enter training text, for measuring what a run has learned."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from megatron_octo.data.corpora.problems import CORPUS_VERSION, Problem, core_problems
+from megatron_octo.data.corpora.qa import prompt
+from megatron_octo.errors import DataError
+from megatron_octo.recipe import Recipe
+from megatron_octo.runtime.files import write_text_atomically
+
+TERMS = 3
+# There are about 3,000 sums of three one-digit terms: holding out many of them would starve the easy end.
+_SHORT_LIMIT = 256
+LIMIT = 50_000
+"""Most problems that may be held out: a small part of the two-digit ones."""
+
+
+def heldout_problems(recipe: Recipe) -> list[Problem]:
+    """The recipe's held-out problems: different sums of three terms, a pure function of count and seed.
+
+    They are kept apart from training by text, whatever the seeds: `make_corpus` never writes a document with one
+    of these expressions in it, and other sources are searched for them (`decontaminate`).
+
+    Raises:
+        DataError: more than LIMIT are asked for.
+    """
+    count = recipe.data.heldout_problems
+    if count > LIMIT:
+        raise DataError(f"data.heldout_problems = {count}: at most {LIMIT} can be held out; lower it")
+    chosen: dict[str, Problem] = {}
+    short = 0
+    stream = core_problems(f"heldout/{recipe.data.heldout_seed}", TERMS, TERMS)
+    while len(chosen) < count:
+        problem = next(stream)
+        is_short = len(problem.question) == 2 * TERMS - 1
+        if problem.question in chosen or (is_short and short == _SHORT_LIMIT):
+            continue
+        short += is_short
+        chosen[problem.question] = problem
+    return list(chosen.values())
+
+
+def heldout_settings(recipe: Recipe) -> dict[str, int]:
+    """What decides the held-out problems, for settings digests."""
+    data = recipe.data
+    return {"problems": data.heldout_problems, "seed": data.heldout_seed, "version": CORPUS_VERSION}
+
+
+def write_heldout(problems: list[Problem], path: Path) -> None:
+    """Write problems as JSON lines: question, prompt (in the qa format) and answer."""
+    rows = [{"question": p.question, "prompt": prompt(p.question), "answer": p.answer} for p in problems]
+    write_text_atomically(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def read_heldout(path: Path) -> list[dict[str, Any]]:
+    """The rows of `write_heldout`.
+
+    Raises:
+        DataError: the file is missing.
+    """
+    if not path.is_file():
+        raise DataError(f"{path}: no held-out problems here; run `octo data prepare` (data.heldout_problems above 0)")
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

@@ -1,0 +1,88 @@
+"""The fingerprint of everything that decides a source's tokens, by which prepared sources are kept or made again."""
+
+import difflib
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from megatron_octo.data.corpora.problems import CORPUS_VERSION
+from megatron_octo.data.decontaminate import protected_digest
+from megatron_octo.data.heldout import heldout_settings
+from megatron_octo.data.manifest import SourceManifest, read_manifest
+from megatron_octo.data.tokenizer import tokenizer_sha256
+from megatron_octo.errors import DataError
+from megatron_octo.recipe import Recipe
+from megatron_octo.recipe.data import BuiltinSource
+from megatron_octo.runtime.files import sha256_of_json
+from megatron_octo.runtime.run_folder import RunFolder
+
+_TAKEN = ("tokenizer", "heldout")
+PREPARATION_VERSION = 1
+"""Raised whenever the same settings would give other tokens."""
+
+
+def settings_digest(recipe: Recipe, source: str, tokenizer: Path) -> str:
+    """SHA-256 of the source's section, the tokenizer, decontamination, held-out settings and the end of document.
+
+    The contents of local inputs are not in it (their names and sizes are compared apart, and the manifest has
+    their SHA-256); the contents of evaluation files are.
+
+    Raises:
+        DataError: an evaluation file or the tokenizer is missing.
+    """
+    section = recipe.data.sources[source]
+    values: dict[str, Any] = {
+        "version": PREPARATION_VERSION,
+        "source": section.model_dump(mode="json", exclude={"description"}),
+        "tokenizer": tokenizer_sha256(tokenizer),
+        "end_of_document": recipe.model.end_of_document,
+        "heldout": heldout_settings(recipe),
+        "decontamination": None,
+    }
+    if section.decontaminate:
+        decontamination = recipe.data.decontamination
+        values["decontamination"] = decontamination.model_dump(mode="json")
+        values["evaluation_files"] = protected_digest(decontamination)
+    if isinstance(section, BuiltinSource):
+        values["corpus"] = {"version": CORPUS_VERSION, "reasoning-gym": metadata.version("reasoning-gym")}
+    return sha256_of_json(values)
+
+
+def sources_in_use(recipe: Recipe) -> list[str]:
+    """Sources that some stage's mixture draws from, in the recipe's order."""
+    used = {source for stage in recipe.stages.values() for source in stage.mixture}
+    return [name for name in recipe.data.sources if name in used]
+
+
+def known_sources(recipe: Recipe, names: list[str]) -> list[str]:
+    """`names`, each once.
+
+    Raises:
+        DataError: the recipe has no such source, or its name cannot be that of its folder.
+    """
+    for name in names:
+        if name in _TAKEN or name.startswith(".") or "/" in name:
+            raise DataError(
+                f"data.sources.{name}: {name!r} cannot be a folder under data/ (no {' or '.join(_TAKEN)}, no dot in "
+                "front, no slash); rename the source"
+            )
+        if name not in recipe.data.sources:
+            close = difflib.get_close_matches(name, recipe.data.sources, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(recipe.data.sources)}"
+            raise DataError(f"{name!r} is no source of recipe {recipe.name!r}; {hint}")
+    return list(dict.fromkeys(names))
+
+
+def current_manifest(recipe: Recipe, run: RunFolder, source: str) -> SourceManifest:
+    """The manifest of a source, if it was prepared with the settings the recipe has now.
+
+    Raises:
+        DataError: it was not prepared, or with other settings.
+    """
+    manifest = read_manifest(run.source(source))
+    if manifest.settings_digest != settings_digest(recipe, source, run.tokenizer):
+        raise DataError(
+            f"{run.source(source)}: prepared with other settings than the recipe has now (source, tokenizer, "
+            "decontamination or held-out problems); run `octo data prepare`"
+        )
+    return manifest

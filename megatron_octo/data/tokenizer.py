@@ -1,0 +1,177 @@
+"""The tokenizer of a run: loaded or made once, checked, and kept in the run folder for every later leg."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+from megatron_octo.errors import DataError
+from megatron_octo.recipe.model import ModelSection
+from megatron_octo.runtime.files import sha256_of, write_json_atomically
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+BUILTIN = "builtin:bytes"
+_ORIGIN = "origin.json"
+_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+_SPECIAL = ("<|endoftext|>", "<|pad|>")
+_THOUGHT = ("<think>", "</think>")
+
+
+def load_tokenizer(model: ModelSection, folder: Path) -> "PreTrainedTokenizerFast":
+    """The recipe's tokenizer, saved in `folder`, where `AutoTokenizer.from_pretrained` finds it too.
+
+    A hub tokenizer that `folder` already holds is not fetched again.
+
+    Raises:
+        DataError: there is no such tokenizer, `end_of_document` is not one token of it, or its ids do not fit
+            `architecture.vocab_size`.
+    """
+    beside = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
+    origin = {"tokenizer": model.tokenizer, "revision": model.tokenizer_revision}
+    is_local = model.tokenizer == BUILTIN or Path(model.tokenizer).expanduser().is_dir()
+    if not is_local and _origin_of(folder) == origin:
+        return _opened(model, folder)
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    try:
+        if model.tokenizer == BUILTIN:
+            _save(bytes_tokenizer(), beside, model.end_of_document)
+        elif is_local:
+            _copy(Path(model.tokenizer).expanduser(), beside, model)
+        else:
+            _copy(_fetched(model), beside, model)
+        write_json_atomically(beside / _ORIGIN, origin)
+        tokenizer = _opened(model, beside)
+        if _contents(folder) != _contents(beside):
+            shutil.rmtree(folder, ignore_errors=True)
+            os.replace(beside, folder)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    tokenizer.name_or_path = str(folder)
+    return tokenizer
+
+
+def tokenizer_sha256(folder: Path) -> str:
+    """SHA-256 of a saved tokenizer's tokenizer.json.
+
+    Raises:
+        DataError: there is none.
+    """
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise DataError(f"{folder}: no tokenizer.json here; run `octo data prepare`")
+    return sha256_of(path)
+
+
+def vocabulary_size(tokenizer: Tokenizer) -> int:
+    """The highest token id, and one: what an embedding must hold. Ids may have gaps, so it is not a count."""
+    vocabulary: dict[str, int] = tokenizer.get_vocab(with_added_tokens=True)
+    return max(vocabulary.values()) + 1
+
+
+def bytes_tokenizer() -> Tokenizer:
+    """One token a byte of UTF-8: ids 0 to 255 are the bytes, then `<|endoftext|>`, `<|pad|>`, `<think>`, `</think>`.
+
+    Any text is read back exactly. No token is added at the beginning. `<think>` and `</think>` are not special:
+    they are found in text, and decoding keeps them.
+    """
+    vocabulary = {character: byte for byte, character in _byte_characters().items()}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in _SPECIAL])
+    tokenizer.add_tokens([AddedToken(token, normalized=False, special=False) for token in _THOUGHT])
+    return tokenizer
+
+
+def _byte_characters() -> dict[int, str]:
+    """The printable stand-in that `ByteLevel` maps every byte to (`bytes_to_unicode` in GPT-2's code)."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    characters = {byte: chr(byte) for byte in printable}
+    others = [byte for byte in range(256) if byte not in characters]
+    return characters | {byte: chr(256 + i) for i, byte in enumerate(others)}
+
+
+def _save(tokenizer: Tokenizer, folder: Path, end_of_document: str) -> None:
+    from transformers import PreTrainedTokenizerFast
+
+    pad = _SPECIAL[1] if tokenizer.token_to_id(_SPECIAL[1]) is not None else end_of_document
+    known = {"eos_token": end_of_document, "pad_token": pad} if tokenizer.token_to_id(end_of_document) else {}
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **known)
+    fast.save_pretrained(str(folder))
+
+
+def _copy(source: Path, folder: Path, model: ModelSection) -> None:
+    if not (source / "tokenizer.json").is_file():
+        raise DataError(
+            f"model.tokenizer = {model.tokenizer!r}: no tokenizer.json in {source}; give a folder that has one "
+            "(a fast tokenizer), a hub name, or builtin:bytes"
+        )
+    if not (source / "tokenizer_config.json").is_file():
+        _save(_read(source / "tokenizer.json", model), folder, model.end_of_document)
+    for name in _FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
+
+
+def _fetched(model: ModelSection) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(model.tokenizer, revision=model.tokenizer_revision, allow_patterns=list(_FILES)))
+    except Exception as error:  # the client raises many kinds: no network, no such name, no access
+        raise DataError(
+            f"model.tokenizer = {model.tokenizer!r}: neither a folder nor a tokenizer the hub gives us "
+            f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no reason given'}); "
+            "give a folder with tokenizer.json, check the name, the network and HF_TOKEN, or use builtin:bytes"
+        ) from None
+
+
+def _read(path: Path, model: ModelSection) -> Tokenizer:
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises a bare Exception
+        raise DataError(
+            f"model.tokenizer = {model.tokenizer!r}: {path.name} is not a tokenizer ({error}); copy it again"
+        ) from None
+
+
+def _opened(model: ModelSection, folder: Path) -> "PreTrainedTokenizerFast":
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    _check(model, _read(folder / "tokenizer.json", model))
+    tokenizer = AutoTokenizer.from_pretrained(str(folder))
+    return cast(PreTrainedTokenizerFast, tokenizer)
+
+
+def _check(model: ModelSection, tokenizer: Tokenizer) -> None:
+    ids = tokenizer.encode(model.end_of_document, add_special_tokens=False).ids
+    if tokenizer.token_to_id(model.end_of_document) is None or len(ids) != 1:
+        special = sorted(t.content for t in tokenizer.get_added_tokens_decoder().values() if t.special)
+        shown = ", ".join(special[:8]) + (", ..." if len(special) > 8 else "")
+        raise DataError(
+            f"model.end_of_document = {model.end_of_document!r} is {len(ids)} tokens of {model.tokenizer!r}, not 1; "
+            f"choose one of its special tokens: {shown or 'it has none'}"
+        )
+    size, limit = vocabulary_size(tokenizer), model.architecture.vocab_size
+    if size > limit:
+        raise DataError(
+            f"model.tokenizer = {model.tokenizer!r} has ids up to {size - 1}, but model.architecture.vocab_size is "
+            f"{limit}; raise it to {size} or more, or choose the model's own tokenizer"
+        )
+
+
+def _origin_of(folder: Path) -> dict[str, str | None] | None:
+    try:
+        return json.loads((folder / _ORIGIN).read_text())  # type: ignore[no-any-return]
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def _contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("*")) if path.is_file()}
