@@ -1,0 +1,84 @@
+"""An architecture and a layout to Megatron-Core's TransformerConfig."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core.transformer import TransformerConfig
+
+from megatron_octo.model.precision import precision_fields
+from megatron_octo.model.rope import check_expressible
+from megatron_octo.recipe import Architecture, Parallel
+from megatron_octo.recipe.train import TrainSection
+from megatron_octo.runtime.device import on_cpu
+
+
+def padded_vocab_size(vocab_size: int, tensor: int) -> int:
+    """Vocabulary rounded up to a multiple of the tensor-parallel size, and no further.
+
+    Megatron-LM pads to 128 x TP and lets the padded rows join the softmax, so that its loss changes with the layout;
+    here they are as few as can be, and GPTModelWithLoss leaves them out.
+    """
+    return -(-vocab_size // tensor) * tensor
+
+
+def transformer_config(shape: Architecture, train: TrainSection, layout: Parallel) -> TransformerConfig:
+    """The TransformerConfig of a model under a layout.
+
+    Megatron initialises the weights itself (its parameters get their tensor-parallel attributes there), and
+    """
+    check_expressible(shape)
+    cpu = on_cpu()
+    fields: dict[str, Any] = {
+        "num_layers": shape.num_hidden_layers,
+        "hidden_size": shape.hidden_size,
+        "ffn_hidden_size": shape.intermediate_size,
+        "num_attention_heads": shape.num_attention_heads,
+        "num_query_groups": shape.num_key_value_heads,
+        "kv_channels": shape.kv_channels,
+        "layernorm_epsilon": shape.rms_norm_eps,
+        "normalization": "RMSNorm",
+        "activation_func": F.silu,
+        "gated_linear_unit": True,
+        "add_bias_linear": False,
+        "add_qkv_bias": shape.attention_bias,
+        "hidden_dropout": 0.0,
+        "attention_dropout": 0.0,
+        "init_method_std": shape.initializer_range,
+        "use_cpu_initialization": cpu,
+        "tensor_model_parallel_size": layout.tensor,
+        "pipeline_model_parallel_size": layout.pipeline,
+        "virtual_pipeline_model_parallel_size": layout.virtual_pipeline,
+        "context_parallel_size": layout.context,
+        "sequence_parallel": layout.sequence,
+        "deallocate_pipeline_outputs": True,
+        # Interleaved, a batch of transfers between the same two ranks would match activations with gradients by
+        # order alone (seen at pipeline 2 on gloo: training without an error, to nowhere); one by one they have
+        # groups of their own. Overlapping them relies on CUDA streams: gloo sends from memory that is freed.
+        "batch_p2p_comm": layout.virtual_pipeline is None,
+        "overlap_p2p_comm": layout.virtual_pipeline is not None and not cpu,
+        "persist_layer_norm": False,
+        "gradient_accumulation_fusion": not cpu,
+        "masked_softmax_fusion": False,
+        "bias_activation_fusion": not cpu,
+        "bias_dropout_fusion": not cpu,
+        "apply_rope_fusion": not cpu,
+        "cross_entropy_loss_fusion": not cpu,
+        "cross_entropy_fusion_impl": "te",
+    }
+    fields |= precision_fields(train)
+    fields |= _recompute_fields(train.recompute)
+    return TransformerConfig(**fields)
+
+
+def _recompute_fields(recompute: str) -> dict[str, Any]:
+    if recompute == "none":
+        return {}
+    if recompute == "selective":
+        return {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]}
+    return {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
+
+
+def parameter_dtype(train: TrainSection) -> torch.dtype:
+    """The dtype that weights and activations are held in."""
+    return torch.float32 if train.precision == "fp32" else torch.bfloat16

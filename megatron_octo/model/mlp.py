@@ -1,0 +1,62 @@
+"""The gated MLP of the local layer spec, with SwiGLU as one autograd function."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core.transformer.mlp import MLP
+
+
+class _SwiGlu(torch.autograd.Function):
+    """silu(gate) * up, whose backward writes both halves of one tensor.
+
+    Left to autograd, the gradient of the two halves is made apart and then copied together: a tenth of a step on the
+    CPU at `tiny`'s shape.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, gate_up: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(gate_up)
+        gate, up = gate_up.chunk(2, dim=-1)
+        return F.silu(gate).mul_(up)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> torch.Tensor:
+        (grad,) = grads
+        (gate_up,) = ctx.saved_tensors
+        gate, up = gate_up.chunk(2, dim=-1)
+        grad_gate_up = torch.empty_like(gate_up)
+        grad_gate, grad_up = grad_gate_up.chunk(2, dim=-1)
+        sigmoid = torch.sigmoid(gate)
+        activated = gate * sigmoid
+        torch.mul(grad, activated, out=grad_up)
+        # d silu(x) / dx = s + x s (1 - s) = s + silu (1 - s)
+        derivative = torch.addcmul(sigmoid, activated, 1.0 - sigmoid)
+        torch.mul(derivative.mul_(up), grad, out=grad_gate)
+        return grad_gate_up
+
+
+def swiglu(gate_up: torch.Tensor) -> torch.Tensor:
+    """silu(gate) * up.
+
+    Args:
+        gate_up: (..., 2 * ffn), the gate's half first.
+
+    Returns:
+        (..., ffn), same dtype.
+    """
+    output: torch.Tensor = _SwiGlu.apply(gate_up)  # type: ignore[no-untyped-call]
+    return output
+
+
+class SwiGluMLP(MLP):
+    """Megatron's MLP, its parameters and sharding unchanged; only the activation is computed here."""
+
+    def forward(
+        self, hidden_states: torch.Tensor, per_token_scale: torch.Tensor | None = None, **_: Any
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(sequence, batch, hidden) to the same shape, and no bias."""
+        del per_token_scale
+        gate_up, _bias = self.linear_fc1(hidden_states)
+        output, output_bias = self.linear_fc2(swiglu(gate_up))
+        return output, output_bias

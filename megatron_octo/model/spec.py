@@ -1,0 +1,33 @@
+"""Which modules a layer is made of: Transformer Engine's where it is installed, Megatron's own elsewhere."""
+
+from megatron.core.extensions.transformer_engine import HAVE_TE
+from megatron.core.models.gpt.gpt_layer_specs import (
+    get_gpt_layer_local_spec,
+    get_gpt_layer_with_transformer_engine_spec,
+)
+from megatron.core.transformer import TransformerConfig
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
+
+from megatron_octo.model.attention import SdpaCoreAttention
+from megatron_octo.model.mlp import SwiGluMLP
+from megatron_octo.model.norm import RMSNorm
+from megatron_octo.runtime.device import on_cpu
+
+
+def uses_transformer_engine() -> bool:
+    """Whether layers are Transformer Engine's."""
+    return bool(HAVE_TE) and not on_cpu()
+
+
+def layer_spec(config: TransformerConfig, virtual_stage: int | None) -> ModuleSpec | TransformerBlockSubmodules:
+    """The spec of this pipeline rank's (or virtual stage's) part of the decoder."""
+    if uses_transformer_engine():
+        return get_gpt_layer_with_transformer_engine_spec()
+    layer = get_gpt_layer_local_spec(normalization="LayerNorm")  # the norms are replaced just below
+    layer.submodules.input_layernorm = RMSNorm
+    layer.submodules.pre_mlp_layernorm = RMSNorm
+    layer.submodules.mlp.module = SwiGluMLP
+    layer.submodules.self_attention.submodules.core_attention = SdpaCoreAttention
+    count = get_num_layers_to_build(config, vp_stage=virtual_stage)
+    return TransformerBlockSubmodules(layer_specs=[layer] * count, layer_norm=RMSNorm)
