@@ -1,0 +1,1 @@
+"""The mid-training loop around Megatron-Core."""

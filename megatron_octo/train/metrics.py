@@ -1,0 +1,83 @@
+"""Curves on disk: metrics.jsonl, validation.jsonl, TensorBoard, and W&B where it is asked for."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from megatron_octo.recipe.train import Logging
+from megatron_octo.runtime.files import write_text_atomically
+
+
+class MetricsWriter:
+    """Appends lines, flushed one by one, and mirrors scalars. Rank 0 only."""
+
+    def __init__(self, metrics: Path, validation: Path, settings: Logging, *, name: str, resume_step: int) -> None:
+        metrics.parent.mkdir(parents=True, exist_ok=True)
+        for path in (metrics, validation):
+            keep_lines_until(path, resume_step)
+        self.metrics_file = open(metrics, "a", encoding="utf-8")  # noqa: SIM115 (closed in close)
+        self.validation_file = open(validation, "a", encoding="utf-8")  # noqa: SIM115
+        self.board, self.wandb = None, None
+        if settings.tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.board = SummaryWriter(str(metrics.parent / "tensorboard"), purge_step=resume_step or None)
+        if settings.wandb_project is not None:
+            self.wandb = _start_wandb(settings.wandb_project, name)
+
+    def step(self, record: dict[str, Any]) -> None:
+        """One optimizer step."""
+        self.metrics_file.write(json.dumps(record) + "\n")
+        self.metrics_file.flush()
+        scalars = {f"train/{key}": record[key] for key in ("loss", "lr", "grad_norm", "tokens_per_second", "mfu")}
+        scalars |= {f"tokens/{name}": count for name, count in record["source_tokens"].items()}
+        self._mirror(scalars, record["step"])
+
+    def validated(self, record: dict[str, Any]) -> None:
+        """One source's validation loss."""
+        self.validation_file.write(json.dumps(record) + "\n")
+        self.validation_file.flush()
+        self._mirror({f"validation/{record['source']}": record["loss"]}, record["step"])
+
+    def close(self) -> None:
+        """Flush and close everything."""
+        self.metrics_file.close()
+        self.validation_file.close()
+        if self.board is not None:
+            self.board.close()
+        if self.wandb is not None:
+            self.wandb.finish()
+
+    def _mirror(self, scalars: dict[str, float | None], step: int) -> None:
+        known = {key: value for key, value in scalars.items() if value is not None}
+        if self.board is not None:
+            for key, value in known.items():
+                self.board.add_scalar(key, value, step)
+        if self.wandb is not None:
+            self.wandb.log(known, step=step)
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The records of a .jsonl file; a last line torn by a kill is left out."""
+    if not path.is_file():
+        return []
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return records
+
+
+def keep_lines_until(path: Path, step: int) -> None:
+    """Drop the records after a step: a resume takes those steps again."""
+    if path.is_file():
+        kept = [record for record in read_lines(path) if record["step"] <= step]
+        write_text_atomically(path, "".join(json.dumps(record) + "\n" for record in kept))
+
+
+def _start_wandb(project: str, name: str) -> Any:
+    import wandb  # preflight has looked for it
+
+    return wandb.init(project=project, name=name, resume="allow")

@@ -1,0 +1,111 @@
+"""Writes a stage's checkpoints: beside, then verified by hash, then renamed; old ones cleared."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue
+from megatron.core.distributed import DistributedDataParallel
+from megatron.core.optimizer import MegatronOptimizer
+
+from megatron_octo.errors import CheckpointError
+from megatron_octo.recipe.train import Checkpointing
+from megatron_octo.runtime.checkpoints import (
+    MANIFEST,
+    CheckpointManifest,
+    FileRecord,
+    complete_steps,
+    files_below,
+    folder_name,
+    partial_folder,
+    remove_checkpoint,
+    remove_partial_checkpoints,
+)
+from megatron_octo.runtime.files import sha256_of, sync_folder, sync_tree, write_text_atomically
+from megatron_octo.runtime.groups import Rank, from_first_rank
+from megatron_octo.train.state import save_state
+
+
+class CheckpointSaver:
+    """Saves checkpoints of one stage. Every method is called on all ranks."""
+
+    def __init__(self, folder: Path, rank: Rank, settings: Checkpointing, keep_steps: list[int]) -> None:
+        self.folder, self.rank, self.settings, self.keep_steps = folder, rank, settings, set(keep_steps)
+        self.queue = AsyncCallsQueue()
+        if rank.is_first:
+            folder.mkdir(parents=True, exist_ok=True)
+            remove_partial_checkpoints(folder)
+        torch.distributed.barrier()
+
+    def save(
+        self,
+        manifest: CheckpointManifest,
+        model: list[DistributedDataParallel],
+        optimizer: MegatronOptimizer,
+    ) -> None:
+        """Write a checkpoint; with `asynchronous` it is complete only after a later `poll` or `close`."""
+        self.queue.maybe_finalize_async_calls(blocking=True)  # one save at a time
+        partial = partial_folder(self.folder, manifest.step)
+        if self.rank.is_first:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir()
+        torch.distributed.barrier()
+        for chunk in model:
+            if chunk.ddp_config.overlap_param_gather:
+                # the step's new weights are gathered in the next forward; until then each rank has only its own
+                chunk.start_param_sync(force_sync=True)
+        request = save_state(partial, model, optimizer, manifest.resharding, asynchronous=self.settings.asynchronous)
+        finish = self._finisher(manifest, partial)
+        if request is None:
+            finish()
+        else:
+            request.add_finalize_fn(finish)
+            self.queue.schedule_async_request(request)
+
+    def poll(self) -> None:
+        """Complete an asynchronous save that has been written."""
+        if self.queue.get_num_unfinalized_calls():
+            self.queue.maybe_finalize_async_calls(blocking=False)
+
+    def close(self) -> None:
+        """Wait for what is still being written."""
+        self.queue.maybe_finalize_async_calls(blocking=True)
+        self.queue.close()
+
+    def _finisher(self, manifest: CheckpointManifest, partial: Path) -> Callable[[], None]:
+        def finish() -> None:
+            torch.distributed.barrier()
+            records = self._hash_files(partial)
+            if self.rank.is_first:
+                complete = manifest.model_copy(update={"files": records})
+                sync_tree(partial)
+                write_text_atomically(partial / MANIFEST, complete.model_dump_json(indent=2) + "\n")
+                final = self.folder / folder_name(manifest.step)
+                if final.exists():  # the same step saved again after a resume from an earlier one
+                    remove_checkpoint(self.folder, manifest.step)
+                partial.rename(final)
+                sync_folder(self.folder)
+                self._clear_old()
+            torch.distributed.barrier()
+
+        return finish
+
+    def _hash_files(self, partial: Path) -> list[FileRecord]:
+        """SHA-256 of every file, the files shared out over the ranks."""
+        # one list for all ranks: on a shared file system they may not see the same yet
+        names = from_first_rank(lambda: files_below(partial))
+        if not names:
+            raise CheckpointError(f"{partial}: Megatron-Core wrote nothing; is the file system full or not shared?")
+        mine = [
+            FileRecord(path=name, bytes=(partial / name).stat().st_size, sha256=sha256_of(partial / name))
+            for name in names[self.rank.rank :: self.rank.world_size]
+        ]
+        gathered: list[list[FileRecord]] = [[] for _ in range(self.rank.world_size)]
+        torch.distributed.all_gather_object(gathered, mine)
+        return sorted((record for part in gathered for record in part), key=lambda record: record.path)
+
+    def _clear_old(self) -> None:
+        passing = [step for step in complete_steps(self.folder) if step not in self.keep_steps]
+        for step in passing[: -self.settings.keep]:
+            remove_checkpoint(self.folder, step)

@@ -1,0 +1,78 @@
+"""Megatron's distributed checkpoints of model and optimizer: what is stored, and how it comes back."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest
+from megatron.core.dist_checkpointing.validation import StrictHandling
+from megatron.core.distributed import DistributedDataParallel
+from megatron.core.optimizer import MegatronOptimizer
+
+from megatron_octo.errors import CheckpointError
+from megatron_octo.train.optimizer import allocate_moments, load_optimizer
+
+# Under the default type megatron-core 0.16.1 ends in "flattened_range is not supported"
+_SHARDING = {"full": "fully_reshardable", "data_parallel": "dp_reshardable"}
+
+
+def sharded_state(
+    model: list[DistributedDataParallel], optimizer: MegatronOptimizer | None, resharding: str, *, is_loading: bool
+) -> dict[str, Any]:
+    """What a checkpoint stores, as Megatron's sharded tensors; `optimizer=None` leaves its part out."""
+    metadata = {"distrib_optim_sharding_type": _SHARDING[resharding]}
+    state: dict[str, Any] = {}
+    for number, chunk in enumerate(model):
+        state["model" if len(model) == 1 else f"model{number}"] = chunk.module.sharded_state_dict(metadata=metadata)
+    if optimizer is not None:
+        state["optimizer"] = optimizer.sharded_state_dict(dict(state), is_loading=is_loading, metadata=metadata)
+    return state
+
+
+def save_state(
+    folder: Path,
+    model: list[DistributedDataParallel],
+    optimizer: MegatronOptimizer,
+    resharding: str,
+    *,
+    asynchronous: bool,
+) -> AsyncRequest | None:
+    """Write model and optimizer into an existing folder. All ranks call it."""
+    state = sharded_state(model, optimizer, resharding, is_loading=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return dist_checkpointing.save(
+            state,
+            str(folder),
+            async_sharded_save=asynchronous,
+            content_metadata={"distrib_optim_sharding_type": _SHARDING[resharding]},
+        )
+
+
+def load_state(
+    folder: Path, model: list[DistributedDataParallel], optimizer: MegatronOptimizer, resharding: str
+) -> None:
+    """Read model and optimizer from a checkpoint of any layout that its resharding allows. All ranks call it.
+
+    Raises:
+        CheckpointError: tensors that are missing or surplus, by name, or of another shape.
+    """
+    allocate_moments(optimizer)
+    state = sharded_state(model, optimizer, resharding, is_loading=True)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            loaded, missing, unexpected = dist_checkpointing.load(state, str(folder), strict=StrictHandling.RETURN_ALL)
+    except dist_checkpointing.core.CheckpointingException as error:
+        raise CheckpointError(f"{folder}: does not fit this model: {error}") from error
+    # Transformer Engine keeps FP8 scales under _extra_state; a layer spec without it has none
+    wrong = sorted(key for key in {*missing, *unexpected} if "_extra_state" not in key)
+    if wrong:
+        raise CheckpointError(
+            f"{folder}: {len(wrong)} tensors missing or surplus for this model ({', '.join(wrong[:4])}, ...); "
+            "it is a checkpoint of another architecture"
+        )
+    for number, chunk in enumerate(model):
+        chunk.module.load_state_dict(loaded["model" if len(model) == 1 else f"model{number}"], strict=False)
+    load_optimizer(optimizer, loaded["optimizer"])
