@@ -1,0 +1,217 @@
+"""`octo`: the command line, thin. Each command loads what it needs, so that `octo --help` is instant."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from megatron_octo import __version__
+from megatron_octo.errors import OctoError
+
+if TYPE_CHECKING:
+    from megatron_octo.recipe import Recipe
+    from megatron_octo.runtime.run_folder import RunFolder
+
+Command = Callable[[argparse.Namespace], int]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run `octo`. Returns the exit status: 0, or an OctoError's own (2 for bad input, 3 for a halted run)."""
+    from megatron_octo.runtime.quiet import silence_library_warnings
+
+    silence_library_warnings()
+    options = _parser().parse_args(arguments)
+    command: Command = options.command
+    try:
+        return command(options)
+    except OctoError as error:
+        print(f"octo: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("octo: interrupted; run the same command again to go on", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="octo", description="OctoThinker's road on one recipe file.")
+    parser.add_argument("--version", action="version", version=f"octo {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    recipe = argparse.ArgumentParser(add_help=False)
+    recipe.add_argument("recipe", help="a shipped recipe's name, or a .yaml file")
+    recipe.add_argument(
+        "-s",
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override one key, dotted: -s train.learning_rate=1e-3 (repeatable)",
+    )
+    recipe.add_argument("--runs", type=Path, help="where run folders are (default: $OCTO_RUNS, else ./runs)")
+
+    train = commands.add_parser("train", parents=[recipe], help="train a stage, or all that are not done")
+    train.add_argument("stage", nargs="*", help="stages (default: all, each after its parent)")
+    train.add_argument("--accept-changes", action="store_true", help="resume although data order or settings changed")
+    train.add_argument("--stop-after-step", type=int, metavar="N", help="save and stop once step N is done")
+    train.set_defaults(command=_train)
+
+    data = commands.add_parser("data", help="prepare corpora, look at samples")
+    data_commands = data.add_subparsers(required=True, metavar="COMMAND")
+    prepare = data_commands.add_parser("prepare", parents=[recipe], help="text to Megatron .bin/.idx")
+    prepare.add_argument("--source", action="append", help="only this source (repeatable)")
+    prepare.add_argument("--workers", type=int, default=2, help="processes (default 2)")
+    prepare.add_argument("--executor", choices=("local", "slurm", "ray"), default="local")
+    prepare.add_argument(
+        "--executor-option", action="append", default=[], metavar="KEY=VALUE", help="for SLURM: partition=..., time=..."
+    )
+    prepare.set_defaults(command=_data_prepare)
+    show = data_commands.add_parser("show", parents=[recipe], help="print samples of a stage as text")
+    show.add_argument("stage")
+    show.add_argument("samples", type=int, nargs="+", help="sample numbers, counted from 0 within the stage")
+    show.set_defaults(command=_data_show)
+
+    status = commands.add_parser("status", parents=[recipe], help="what is done, running, missing")
+    status.set_defaults(command=_status)
+    report = commands.add_parser("report", parents=[recipe], help="draw the curves and the table again")
+    report.set_defaults(command=_report)
+
+    checkpoint = commands.add_parser("checkpoint", help="look after checkpoints")
+    checkpoint_commands = checkpoint.add_subparsers(required=True, metavar="COMMAND")
+    verify = checkpoint_commands.add_parser("verify", help="recompute every file's SHA-256")
+    verify.add_argument("path", type=Path, help="a step-... folder, or a folder of them")
+    verify.set_defaults(command=_checkpoint_verify)
+
+    recipes = commands.add_parser("recipes", help="list the shipped recipes")
+    recipes.set_defaults(command=_recipes)
+    show_recipe = commands.add_parser("recipe", parents=[recipe], help="print a recipe, resolved and checked")
+    show_recipe.set_defaults(command=_recipe)
+    return parser
+
+
+def _load(options: argparse.Namespace) -> tuple["Recipe", "RunFolder"]:
+    from megatron_octo.recipe import load_recipe
+    from megatron_octo.runtime.run_folder import RunFolder
+
+    recipe = load_recipe(options.recipe, options.set)
+    return recipe, RunFolder.of(recipe, options.runs)
+
+
+def _train(options: argparse.Namespace) -> int:
+    from megatron_octo.train.run import train_stages
+
+    recipe, run = _load(options)
+    status = train_stages(
+        recipe,
+        run,
+        options.stage,
+        accept_changes=options.accept_changes,
+        stop_after_step=options.stop_after_step,
+    )
+    from megatron_octo.runtime.groups import Rank
+
+    if Rank.from_environment().is_first:
+        _draw(recipe, run)
+    return status
+
+
+def _draw(recipe: "Recipe", run: "RunFolder") -> None:
+    from rich.console import Console
+
+    from megatron_octo.report.curves import draw_curves
+    from megatron_octo.report.summary import print_summary, write_summary
+
+    if not any(run.metrics(stage).is_file() for stage in recipe.stages):
+        return
+    print_summary(write_summary(recipe, run), Console())
+    print(f"curves: {draw_curves(recipe, run, run.curves)}\nsummary: {run.summary}")
+
+
+def _report(options: argparse.Namespace) -> int:
+    recipe, run = _load(options)
+    run.read_recipe()
+    _draw(recipe, run)
+    return 0
+
+
+def _data_prepare(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from megatron_octo.data.prepare import prepare
+
+    recipe, run = _load(options)
+    prepare(
+        recipe,
+        run,
+        sources=options.source,
+        workers=options.workers,
+        executor=options.executor,
+        executor_options=_pairs(options.executor_option),
+        console=Console(),
+    )
+    return 0
+
+
+def _data_show(options: argparse.Namespace) -> int:
+    from megatron_octo.train.samples import show_samples
+
+    recipe, run = _load(options)
+    show_samples(recipe, run, options.stage, options.samples)
+    return 0
+
+
+def _status(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from megatron_octo.report.status import print_status
+
+    recipe, run = _load(options)
+    print_status(recipe, run, Console())
+    return 0
+
+
+def _checkpoint_verify(options: argparse.Namespace) -> int:
+    from megatron_octo.runtime.checkpoints import MANIFEST, complete_steps, folder_name, verify_checkpoint
+    from megatron_octo.runtime.progress import byte_progress
+
+    path: Path = options.path
+    folders = [path] if (path / MANIFEST).is_file() or not complete_steps(path) else []
+    folders = folders or [path / folder_name(step) for step in complete_steps(path)]
+    for folder in folders:
+        with byte_progress(folder) as on_bytes:
+            manifest = verify_checkpoint(folder, on_bytes)
+        print(f"{folder}: whole ({len(manifest.files)} files, {sum(f.bytes for f in manifest.files):,} bytes)")
+    return 0
+
+
+def _recipes(options: argparse.Namespace) -> int:
+    from megatron_octo.recipe import load_recipe, shipped_recipes
+
+    del options
+    for name in shipped_recipes():
+        print(f"{name:<16} {load_recipe(name).description}")
+    return 0
+
+
+def _recipe(options: argparse.Namespace) -> int:
+    from megatron_octo.recipe import dump_recipe
+
+    recipe, _ = _load(options)
+    print(dump_recipe(recipe), end="")
+    return 0
+
+
+def _pairs(texts: list[str]) -> dict[str, str]:
+    from megatron_octo.errors import RecipeError
+
+    pairs = {}
+    for text in texts:
+        key, separator, value = text.partition("=")
+        if not separator:
+            raise RecipeError(f"--executor-option {text!r}: write KEY=VALUE, e.g. partition=cpu")
+        pairs[key] = value
+    return pairs
+
+
+if __name__ == "__main__":
+    sys.exit(main())

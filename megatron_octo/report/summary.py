@@ -1,0 +1,130 @@
+"""summary.json: one place where every leg's numbers can be found, and the table of it."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from megatron_octo.errors import DataError
+from megatron_octo.recipe import Recipe
+from megatron_octo.recipe.tokens import format_tokens
+from megatron_octo.report.numbers import short_duration, short_number
+from megatron_octo.runtime.files import write_json_atomically
+from megatron_octo.runtime.run_folder import RunFolder
+
+RESULT_KEYS = (
+    "tokens",
+    "steps",
+    "first_lr",
+    "last_lr",
+    "first_loss",
+    "last_loss",
+    "validation_loss",
+    "parent",
+    "parent_validation_loss",
+    "wall_seconds",
+    "tokens_per_second",
+)
+"""What the trainer says of a stage in its result.json; every other key of a stage belongs to another leg."""
+
+
+def write_summary(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
+    """Bring summary.json up to date with the stages that are done, and return it.
+
+    Keys that other legs wrote are kept. A stage whose result.json is gone (it is being trained again) loses
+    its numbers here too.
+
+    Raises:
+        DataError: summary.json or a result.json is not what its writer leaves.
+    """
+    summary = _read(run.summary) if run.summary.is_file() else {}
+    before = summary.get("stages", {})
+    stages = {}
+    for name in [*recipe.in_order(), *(name for name in before if name not in recipe.stages)]:
+        entry = {key: value for key, value in before.get(name, {}).items() if key not in RESULT_KEYS}
+        if run.result(name).is_file():
+            entry = _result(run.result(name)) | entry
+        if entry:
+            stages[name] = entry
+    summary = summary | {"recipe": recipe.name, "stages": stages}
+    write_json_atomically(run.summary, summary)
+    return summary
+
+
+def print_summary(summary: dict[str, Any], console: Console) -> None:
+    """Print a table with one row a stage, and one of validation losses, a row a source and a column a stage.
+
+    Only what the summary holds is shown; what it lacks is a dash.
+    """
+    stages: dict[str, dict[str, Any]] = summary.get("stages", {})
+    if not any("tokens" in stage for stage in stages.values()):
+        console.print("no stage is done yet")
+        return
+    table = _table(str(summary.get("recipe", "")), "stage", "parent")
+    for column in ("tokens", "learning rate", "loss", "tokens/s", "time"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for name, stage in stages.items():
+        table.add_row(
+            name,
+            stage.get("parent", "-"),
+            _shown(stage.get("tokens"), format_tokens),
+            _from_to(stage, "lr", short_number),
+            _from_to(stage, "loss", "{:.3f}".format),
+            _shown(stage.get("tokens_per_second"), "{:,.0f}".format),
+            _shown(stage.get("wall_seconds"), short_duration),
+        )
+    console.print(table)
+    _print_validation({name: stage.get("validation_loss") or {} for name, stage in stages.items()}, console)
+
+
+def _print_validation(losses: dict[str, dict[str, float]], console: Console) -> None:
+    sources = list(dict.fromkeys(source for of_stage in losses.values() for source in of_stage))
+    if not sources:
+        return
+    table = _table("validation loss", "source")
+    for name, of_stage in losses.items():
+        if of_stage:
+            table.add_column(name, justify="right", no_wrap=True)
+    for source in sources:
+        cells = [_shown(of_stage.get(source), "{:.3f}".format) for of_stage in losses.values() if of_stage]
+        table.add_row(source, *cells)
+    console.print(table)
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(
+        title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
+    )
+    for column in columns:
+        table.add_column(column, no_wrap=True)
+    return table
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read as JSON ({error}); move it away and run this again") from None
+    if not isinstance(value, dict):
+        raise DataError(f"{path}: holds {type(value).__name__}, not an object; move it away and run this again")
+    return value
+
+
+def _result(path: Path) -> dict[str, Any]:
+    result = _read(path)
+    if missing := [key for key in RESULT_KEYS if key not in result]:
+        raise DataError(f"{path}: lacks {', '.join(missing)}; remove it and run `octo train` to finish the stage again")
+    return {key: result[key] for key in RESULT_KEYS}
+
+
+def _shown(value: Any, form: Callable[[Any], str]) -> str:
+    return "-" if value is None else form(value)
+
+
+def _from_to(stage: dict[str, Any], what: str, form: Callable[[Any], str]) -> str:
+    ends = [stage.get(f"{end}_{what}") for end in ("first", "last")]
+    return "-" if ends == [None, None] else " > ".join(_shown(end, form) for end in ends)
