@@ -1,0 +1,44 @@
+#!/usr/bin/env bash
+# Mid-training on a SLURM cluster: one task a GPU, one job a stage. Submit the stable stage, then its branches after it:
+#
+#   job=$(sbatch --parsable --nodes=8 examples/midtrain.sh octothinker-3b stable)
+#   for branch in decay-long decay-short decay-hybrid; do
+#     sbatch --nodes=4 --dependency=afterok:$job --kill-on-invalid-dep=yes examples/midtrain.sh octothinker-3b $branch
+#   done
+#
+# More arguments go to `octo train` (-s key=value). Ten minutes before the time limit SLURM sends SIGUSR1: the step is
+# finished, a checkpoint written, and the job put back in the queue; it goes on from there.
+#SBATCH --job-name=octo-midtrain
+#SBATCH --ntasks-per-node=8
+#SBATCH --gpus-per-node=8
+#SBATCH --cpus-per-task=12
+#SBATCH --time=24:00:00
+#SBATCH --signal=B:USR1@600
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=slurm-%x-%j.out
+set -euo pipefail
+[ $# -ge 2 ] || { echo "usage: sbatch [--nodes=N ...] examples/midtrain.sh RECIPE STAGE [-s key=value ...]" >&2; exit 2; }
+recipe=$1 stage=$2
+shift 2
+cd "${OCTO_HOME:-$SLURM_SUBMIT_DIR}"
+
+MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))
+export MASTER_ADDR MASTER_PORT CUDA_DEVICE_MAX_CONNECTIONS=1
+export OCTO_RUNS=${OCTO_RUNS:-$PWD/runs}
+
+asked_to_stop=
+trap 'asked_to_stop=1; kill -USR1 "$steps" 2>/dev/null || true' USR1
+srun --kill-on-bad-exit=1 .venv/bin/octo train "$recipe" "$stage" "$@" &
+steps=$!
+status=0
+wait "$steps" || status=$?
+if [ -n "$asked_to_stop" ]; then  # the first wait ended with the signal
+  status=0
+  wait "$steps" || status=$?
+  if [ ! -f "$OCTO_RUNS/$recipe/stages/$stage/result.json" ] && [ "$status" -eq 0 ]; then
+    scontrol requeue "$SLURM_JOB_ID"
+  fi
+fi
+exit "$status"

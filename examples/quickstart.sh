@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# OctoThinker's shape on this machine, no GPU needed: a stable stage at a constant learning rate, then three branches
+# that decay from the same checkpoint. Run it again and it skips what is done. Arguments go to `octo` (-s key=value).
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+bash tools/install.sh
+octo=.venv/bin/octo
+start=$SECONDS
+
+"$octo" data prepare tiny "$@"    # text made by reasoning-gym, tokenized to runs/tiny/data
+"$octo" train tiny "$@"           # runs/tiny/stages: stable, then decay-long, decay-short, decay-hybrid
+"$octo" status tiny "$@"
+
+echo "done in $((SECONDS - start)) s after installation; look at runs/tiny/curves.png and runs/tiny/summary.json"
