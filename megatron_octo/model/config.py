@@ -25,7 +25,11 @@ def padded_vocab_size(vocab_size: int, tensor: int) -> int:
 def transformer_config(shape: Architecture, train: TrainSection, layout: Parallel) -> TransformerConfig:
     """The TransformerConfig of a model under a layout.
 
-    Megatron initialises the weights itself (its parameters get their tensor-parallel attributes there), and
+    Megatron draws first weights by itself, as its parameters get their tensor-parallel attributes there; what a stage
+    really starts from is put over them.
+
+    Raises:
+        ModelError: RoPE parameters that Megatron-Core cannot express, or FP8 with no CUDA device.
     """
     check_expressible(shape)
     cpu = on_cpu()

@@ -37,8 +37,8 @@ def finished_result(recipe: Recipe, run: RunFolder, stage: str) -> dict[str, Any
     if changed:
         raise CheckpointError(
             f"{run.stage(stage)} was trained with other settings:\n  " + "\n  ".join(changed) + "\n"
-            "undo the change, give the recipe another name (-s name=..., and prepare its data), or remove that folder to "
-            "train it again"
+            "undo the change, give the recipe another name (-s name=..., and prepare its data), or remove that folder "
+            "to train it again"
         )
     if recipe.stages[stage].parent.stage != BASE:
         digest = parent_digest(recipe, run, stage)
