@@ -44,7 +44,12 @@ def install_cpu_runtime() -> None:
         raise RuntimeError("the CPU runtime is for machines with no CUDA device, and this one has one")
     # Imported while torch is still untouched, since the import loads torch._dynamo.
     from megatron.core.tensor_parallel import random as megatron_random
+    from torch.utils._device import _device_constructors
 
+    # torch makes this table of factories at the first `with torch.device(...)`. Made after the replacement below it
+    # would hold the substitutes, and "meta" would be ignored from then on: transformers then loads models with
+    # uninitialised RoPE frequencies
+    _device_constructors()
     _replace_devices()
     _replace_tensor_methods()
     _replace_cuda_module()

@@ -87,6 +87,15 @@ assert not torch.cuda.is_current_stream_capturing()
     run(code)
 
 
+def test_devices_named_in_a_context_are_still_heeded():
+    """torch keeps a table of its factories that was once made of the substitutes: "meta" gave real tensors, and
+    transformers loaded models with uninitialised RoPE frequencies."""
+    run(
+        "setup_device(announce=False)\n"
+        "with torch.device('meta'):\n    assert torch.arange(3).device.type == torch.zeros(2).device.type == 'meta'"
+    )
+
+
 def test_torch_compile_can_still_be_used():
     """torch._dynamo refuses to start where two of torch's names are one object."""
     run(
