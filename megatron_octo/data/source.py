@@ -19,12 +19,12 @@ from megatron_octo.data.limits import Limits
 from megatron_octo.data.manifest import MANIFEST, InputFile, SourceManifest, TokenizerRecord
 from megatron_octo.data.merge import Plan, check_readable, plan_splits, write_split
 from megatron_octo.data.ngrams import NGramIndex
-from megatron_octo.data.partial import partial_folder, put_in_place
 from megatron_octo.data.progress import progress_of
 from megatron_octo.data.tally import Tally, read_report
 from megatron_octo.data.writer import TokenWriter
 from megatron_octo.errors import DataError
 from megatron_octo.recipe.data import BuiltinSource, Source
+from megatron_octo.runtime.beside import folder_beside, put_in_place
 from megatron_octo.runtime.files import sha256_of, write_json_atomically
 
 _VERSIONS_OF = ("megatron-octo", "megatron-core", "datatrove", "tokenizers", "reasoning-gym")
@@ -60,7 +60,7 @@ def prepare_source(name: str, source: Source, inputs: Inputs, digest: str, final
         DataError: too many bad rows, too little text for the validation split, or a damaged input.
     """
     limits = Limits(source.max_documents, source.max_tokens, source.validation_documents)
-    with partial_folder(final) as folder, ThreadPoolExecutor(1) as beside:
+    with folder_beside(final) as folder, ThreadPoolExecutor(1) as beside:
         tasks, output = folder / "tasks", folder / "output"
         tasks.mkdir()
         output.mkdir()

@@ -1,4 +1,4 @@
-"""The folder a source is prepared in: beside the final one, locked by its process, gone or renamed at the end."""
+"""The folder that long work is done in: beside the final one, locked by its process, gone or renamed at the end."""
 
 import fcntl
 import glob
@@ -8,21 +8,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from megatron_octo.errors import DataError
+from megatron_octo.errors import RuntimeSetupError
 from megatron_octo.runtime.files import sync_folder
 
 _LOCK = "lock"
 
 
 @contextmanager
-def partial_folder(final: Path) -> Iterator[Path]:
+def folder_beside(final: Path) -> Iterator[Path]:
     """An empty `.<name>.partial-<pid>` beside `final`, removed at the end; `put_in_place` takes what is worth keeping.
 
     Folders left by processes that are gone are removed first. Whether one is gone is told by its lock, which the
     system lets go however a process ends, rather than by its number, which may be another's by now.
 
     Raises:
-        DataError: another process is preparing the same source.
+        RuntimeSetupError: another process is making the same folder.
     """
     final.parent.mkdir(parents=True, exist_ok=True)
     for kind in ("partial", "replaced"):
@@ -56,7 +56,7 @@ def _remove_stale(folder: Path, final: Path) -> None:
         pass
     except BlockingIOError:
         process = folder.name.rpartition("-")[2]
-        raise DataError(
-            f"{final.name}: process {process} is preparing it now ({folder}); wait for it, or end it"
+        raise RuntimeSetupError(
+            f"{final.name}: process {process} is making it now ({folder}); wait for it, or end it"
         ) from None
     shutil.rmtree(folder, ignore_errors=True)
