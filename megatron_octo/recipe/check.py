@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from megatron_octo.recipe.model import Architecture
 from megatron_octo.recipe.recipe import Recipe
 from megatron_octo.recipe.stage import BASE
 from megatron_octo.recipe.train import Parallel
@@ -155,8 +156,9 @@ def _layouts(recipe: Recipe) -> Iterator[Problem]:
         yield from _layout(recipe, key, layout)
 
 
-def _layout(recipe: Recipe, key: str, layout: Parallel) -> Iterator[Problem]:
-    shape, train, tensor = recipe.model.architecture, recipe.train, layout.tensor
+def layout_problems(shape: Architecture, key: str, layout: Parallel) -> Iterator[Problem]:
+    """What keeps a layout from holding a model of this shape."""
+    tensor = layout.tensor
     for field in ("num_attention_heads", "intermediate_size"):
         if getattr(shape, field) % tensor:
             yield Problem(
@@ -185,6 +187,11 @@ def _layout(recipe: Recipe, key: str, layout: Parallel) -> Iterator[Problem]:
             f"interleaving needs pipeline and virtual_pipeline of 2 or more (pipeline is {layout.pipeline})",
             "leave it out, or raise both",
         )
+
+
+def _layout(recipe: Recipe, key: str, layout: Parallel) -> Iterator[Problem]:
+    train, tensor = recipe.train, layout.tensor
+    yield from layout_problems(recipe.model.architecture, key, layout)
     if layout.sequence and tensor == 1:
         yield Problem(f"{key}.sequence", True, "there is one tensor rank", "set it to false, or raise tensor")
     if layout.sequence and train.sequence_length % tensor:
