@@ -50,6 +50,8 @@ class CheckpointManifest(BaseModel):
     """`full`, or `data_parallel`: what may change at a resume."""
     architecture: dict[str, Any]
     data_fingerprint: dict[str, Any]
+    origin: dict[str, Any] = {}
+    """Of an imported model: where its weights are from."""
     spikes: list[int] = []
     first_loss: float | None = None
     last_loss: float | None = None

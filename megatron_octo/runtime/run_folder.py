@@ -40,6 +40,11 @@ class RunFolder:
         return self.data / "heldout" / "problems.jsonl"
 
     @property
+    def base(self) -> Path:
+        """The base model's weights, as a checkpoint of no steps."""
+        return self.root / "base"
+
+    @property
     def summary(self) -> Path:
         return self.root / "summary.json"
 
@@ -74,6 +79,10 @@ class RunFolder:
     def stage_recipe(self, stage: str) -> Path:
         """The resolved recipe that a stage's ranks were last started with."""
         return self.stage(stage) / "recipe.yaml"
+
+    def exported(self, stage: str) -> Path:
+        """A stage's last checkpoint as Hugging Face stores models."""
+        return self.stage(stage) / "hf"
 
     def write_recipe(self, recipe: Recipe, path: Path | None = None) -> None:
         """Store the resolved recipe with the versions in use (default: as the run's own)."""

@@ -1,0 +1,102 @@
+"""Everything beside the weights: configuration, tokenizer, generation settings, licence."""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron_octo.bridge.config import CONFIG, read_config
+from megatron_octo.errors import ModelError
+from megatron_octo.runtime.run_folder import RunFolder
+
+FOLDER = "hf"
+"""Where an imported checkpoint keeps its base's companions."""
+GENERATION = "generation_config.json"
+_TOKENIZER = (
+    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json",
+    "vocab.json", "merges.txt", "chat_template.jinja",
+)  # fmt: skip
+_BASE = (CONFIG, GENERATION, *_TOKENIZER, "LICENSE", "LICENSE.txt", "USE_POLICY.md", "NOTICE")
+
+
+@dataclass(frozen=True)
+class Companions:
+    """Where a checkpoint's companions lie."""
+
+    base: Path | None
+    """Files of the model that training began from."""
+    tokenizer: Path | None
+
+    @property
+    def config(self) -> dict[str, Any] | None:
+        """The base's configuration."""
+        return read_config(self.base) if self.base is not None and (self.base / CONFIG).is_file() else None
+
+    def special_tokens(self) -> dict[str, Any]:
+        """`bos_token_id`, `eos_token_id`, `pad_token_id` as the tokenizer has them; null for those it has not."""
+        ids: dict[str, Any] = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+        if self.tokenizer is None:
+            return ids
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(str(self.tokenizer))
+        return {key: getattr(tokenizer, key) for key in ids}
+
+
+def copy_base(source: Path, folder: Path) -> None:
+    """Copy a Hugging Face model's companions into a new folder."""
+    folder.mkdir()
+    _copy(source, folder, _BASE)
+
+
+def find_companions(checkpoint: Path, tokenizer: Path | None) -> Companions:
+    """The companions of a checkpoint: kept in it by an import, or in the run folder that it stands in.
+
+    Args:
+        tokenizer: a folder whose tokenizer is taken instead.
+
+    Raises:
+        ModelError: that folder has no tokenizer.
+    """
+    if tokenizer is not None and not any(
+        (tokenizer / name).is_file() for name in ("tokenizer.json", "tokenizer.model")
+    ):
+        raise ModelError(f"{tokenizer}: no tokenizer.json or tokenizer.model there; give the folder that has one")
+    if (checkpoint / FOLDER).is_dir():
+        base = checkpoint / FOLDER
+        has_tokenizer = any((base / name).is_file() for name in _TOKENIZER)
+        return Companions(base, tokenizer or (base if has_tokenizer else None))
+    run = run_of(checkpoint)
+    if run is None:
+        return Companions(None, tokenizer)
+    base = run.base / FOLDER
+    prepared = run.tokenizer if (run.tokenizer / "tokenizer.json").is_file() else None
+    return Companions(base if base.is_dir() else None, tokenizer or prepared)
+
+
+def run_of(checkpoint: Path) -> RunFolder | None:
+    """The run folder that a stage's checkpoint stands in (`<run>/stages/<stage>/checkpoints/step-...`)."""
+    parents = checkpoint.absolute().parents
+    if len(parents) > 3 and parents[2].name == "stages" and (parents[3] / "recipe.yaml").is_file():
+        return RunFolder(parents[3])
+    return None
+
+
+def write_companions(companions: Companions, folder: Path) -> None:
+    """Put licence, tokenizer and generation settings beside exported weights."""
+    if companions.base is not None:
+        _copy(companions.base, folder, tuple(name for name in _BASE if name != CONFIG))
+    if companions.tokenizer is not None and companions.tokenizer != companions.base:
+        for name in _TOKENIZER:  # none of another tokenizer may stay
+            (folder / name).unlink(missing_ok=True)
+        _copy(companions.tokenizer, folder, _TOKENIZER)
+    if not (folder / GENERATION).is_file():
+        ids = {key: value for key, value in companions.special_tokens().items() if value is not None}
+        (folder / GENERATION).write_text(json.dumps({"_from_model_config": True, **ids}, indent=2) + "\n")
+
+
+def _copy(source: Path, folder: Path, names: tuple[str, ...]) -> None:
+    for name in names:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)

@@ -1,0 +1,109 @@
+"""A Megatron distributed checkpoint of any layout to a Hugging Face folder, read directly, tensor by tensor."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+
+from megatron_octo.bridge.card import lineage_of, model_card
+from megatron_octo.bridge.companions import Companions, find_companions, write_companions
+from megatron_octo.bridge.config import CONFIG, config_of
+from megatron_octo.bridge.hf_folder import open_hf_folder
+from megatron_octo.bridge.megatron_folder import MegatronFolder, open_megatron_folder
+from megatron_octo.bridge.place import check_place
+from megatron_octo.bridge.safetensors_writer import SHARD_BYTES, Planned, ShardedWriter
+from megatron_octo.bridge.verify import TensorReport, verify_tensors
+from megatron_octo.bridge.weight_map import in_order, sizes_of
+from megatron_octo.errors import CheckpointError
+from megatron_octo.runtime.beside import folder_beside, put_in_place
+from megatron_octo.runtime.files import sync_tree, write_json_atomically
+
+OnBytes = Callable[[int], None]
+RECORD = "octo_export.json"
+"""What an export says of itself: the checkpoint it is of, and its files' hashes."""
+
+
+def export_checkpoint(
+    source: Path,
+    target: Path,
+    *,
+    config: Path | None = None,
+    tokenizer: Path | None = None,
+    dtype: torch.dtype | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    on_bytes: OnBytes | None = None,
+) -> TensorReport:
+    """Write a checkpoint as a folder that transformers and vLLM load with no code of ours, and check every tensor.
+
+    The folder appears under its name only after all its tensors were read back and found equal, bit for bit.
+
+    Args:
+        source: a `step-...` folder, an imported checkpoint, or with `config` any torch_dist checkpoint of the family.
+        target: a new folder.
+        tokenizer: a folder whose tokenizer goes with the model (default: that of the run, or of the imported base).
+        dtype: round the weights to it (default: as they are stored).
+        shard_bytes: largest safetensors file.
+        on_bytes: hears of the bytes written, and of the same bytes again as they are compared.
+
+    Raises:
+        CheckpointError: a checkpoint that is damaged or of another architecture, or an export that differs from it.
+        RuntimeSetupError: the target holds something, another process makes it, or the disk is too small.
+    """
+    checkpoint = open_megatron_folder(source, config)
+    companions = find_companions(source, tokenizer)
+    dtype = dtype or checkpoint.dtype
+    planned = _plan(checkpoint, dtype)
+    check_place(target, sum(tensor.bytes for tensor in planned))
+    with folder_beside(target) as work:
+        output = work / "output"
+        output.mkdir()
+        writer = ShardedWriter(output, planned, shard_bytes)
+        for name, tensor in _tensors(checkpoint, dtype):
+            writer.add(name, tensor)
+            if on_bytes is not None:
+                on_bytes(tensor.nbytes)
+        writer.close()
+        _write_rest(checkpoint, companions, dtype, output)
+        report = verify_tensors(open_hf_folder(output), checkpoint, on_bytes)
+        if report.different:
+            raise CheckpointError(
+                f"{target}: not written: {len(report.different)} tensors read back differ from {source}: "
+                f"{', '.join(report.different[:4])}; the disk or its file system is at fault: try another"
+            )
+        record = {
+            "checkpoint": source.name,
+            "checkpoint_manifest_sha256": checkpoint.digest,
+            "tensors_equal": report.tensors,
+            "files": [record.model_dump() for record in writer.records],
+        }
+        write_json_atomically(output / RECORD, record)
+        sync_tree(output)
+        put_in_place(output, target)
+    return report
+
+
+def _plan(checkpoint: MegatronFolder, dtype: torch.dtype) -> list[Planned]:
+    sizes = sizes_of(checkpoint.shape)
+    return [
+        Planned(name, shape, dtype)
+        for rule, layer in in_order(checkpoint.rules, checkpoint.shape.num_hidden_layers)
+        for name, shape in zip(rule.names(layer), rule.part_shapes(sizes), strict=True)
+    ]
+
+
+def _tensors(checkpoint: MegatronFolder, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
+    shape = checkpoint.shape
+    for rule, layer in in_order(checkpoint.rules, shape.num_hidden_layers):
+        # the vocabulary's padding is the only thing that is left behind
+        rows = rule.shape(sizes_of(shape))[0]
+        whole = checkpoint.reader.read(rule.key, layer, rows)
+        yield from zip(rule.names(layer), (x.to(dtype) for x in rule.join.separate(whole, shape)), strict=True)
+
+
+def _write_rest(checkpoint: MegatronFolder, companions: Companions, dtype: torch.dtype, output: Path) -> None:
+    write_companions(companions, output)
+    tokens = companions.special_tokens() if companions.config is None else {}
+    text = config_of(checkpoint.shape, dtype, companions.config, tokens)
+    (output / CONFIG).write_text(text, encoding="utf-8")
+    card = model_card(checkpoint.shape, dtype, lineage_of(checkpoint.path))
+    (output / "README.md").write_text(card, encoding="utf-8")

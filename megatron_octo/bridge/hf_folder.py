@@ -1,0 +1,163 @@
+"""A Hugging Face folder: which tensors it has, and one of them at a time."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from megatron_octo.bridge.config import DTYPE_NAMES, architecture_of, read_config
+from megatron_octo.bridge.families import family_of
+from megatron_octo.bridge.weight_map import Family, sizes_of
+from megatron_octo.errors import ModelError
+from megatron_octo.recipe import Architecture
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Where a tensor lies."""
+
+    file: Path
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def bytes(self) -> int:
+        """Its size."""
+        return torch.Size(self.shape).numel() * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class HfFolder:
+    """A model as Hugging Face stores it, whose tensors are those its configuration asks for."""
+
+    path: Path
+    config: dict[str, Any]
+    shape: Architecture
+    family: Family
+    tensors: dict[str, Stored]
+
+    @property
+    def bytes(self) -> int:
+        """Size of all weights."""
+        return sum(stored.bytes for stored in self.tensors.values())
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype that most of the weights have."""
+        by_dtype: dict[torch.dtype, int] = {}
+        for stored in self.tensors.values():
+            by_dtype[stored.dtype] = by_dtype.get(stored.dtype, 0) + stored.bytes
+        return max(by_dtype, key=lambda dtype: by_dtype[dtype])
+
+    @property
+    def files(self) -> list[Path]:
+        """The files that hold its weights."""
+        return sorted({stored.file for stored in self.tensors.values()})
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """Read one tensor.
+
+        The file is opened for it alone: a mapping that stays open keeps every page that was ever read, so that a walk
+        over all tensors would come to hold the whole model.
+        """
+        with safe_open(self.tensors[name].file, framework="pt") as file:
+            tensor: torch.Tensor = file.get_tensor(name)
+            return tensor
+
+
+def open_hf_folder(path: Path) -> HfFolder:
+    """Read what a folder says it has, and compare that with what its configuration asks for. No weight is read.
+
+    Raises:
+        ModelError: no model, an architecture that is not known, RoPE that cannot be expressed, or tensors that are
+            missing, surplus, or of another shape or dtype, all of them by name.
+    """
+    config = read_config(path)
+    shape = architecture_of(config, str(path))
+    family = family_of(shape.model_type, str(path))
+    found = {name: at for name, at in _stored(path) if not name.endswith(family.ignored or ("\0",))}
+    folder = HfFolder(path, config, shape, family, found)
+    tied_copy = _tied_copy(folder)
+    if tied_copy is not None:
+        del found[tied_copy]
+    if problems := sorted(_problems(folder)):
+        shown = problems[:12] + ([f"and {len(problems) - 12} more"] if len(problems) > 12 else [])
+        raise ModelError(
+            f"{path}: the weights are not those that its configuration asks for:\n  "
+            + "\n  ".join(shown)
+            + "\ncopy the folder again, or mend config.json"
+        )
+    return folder
+
+
+def _tied_copy(folder: HfFolder) -> str | None:
+    """The name of an output weight that is stored although it is the embedding.
+
+    Raises:
+        ModelError: it is another tensor, so the model is not tied.
+    """
+    (output,), (embedding,) = folder.family.output.names(None), folder.family.rules[0].names(None)
+    if not folder.shape.tie_word_embeddings or not {output, embedding} <= folder.tensors.keys():
+        return None
+    if folder.tensors[output].shape != folder.tensors[embedding].shape or not torch.equal(
+        folder.tensor(output), folder.tensor(embedding)
+    ):
+        raise ModelError(
+            f"{folder.path}: tie_word_embeddings is true, and {output} is another tensor than {embedding}; "
+            "set tie_word_embeddings to false in config.json, or take the output weight out"
+        )
+    return output
+
+
+def _problems(folder: HfFolder) -> Iterator[str]:
+    sizes = sizes_of(folder.shape)
+    expected: dict[str, tuple[int, ...]] = {}
+    for rule in folder.family.rules_of(folder.shape):
+        for layer in range(folder.shape.num_hidden_layers) if rule.in_layers else [None]:
+            expected |= dict(zip(rule.names(layer), rule.part_shapes(sizes), strict=True))
+    for name in expected.keys() - folder.tensors.keys():
+        yield f"{name}: missing, of shape {list(expected[name])}"
+    for name in folder.tensors.keys() - expected.keys():
+        yield f"{name}: surplus, of shape {list(folder.tensors[name].shape)}"
+    for name in expected.keys() & folder.tensors.keys():
+        if folder.tensors[name].shape != expected[name]:
+            yield f"{name}: of shape {list(folder.tensors[name].shape)}, not {list(expected[name])}"
+
+
+def _stored(path: Path) -> Iterator[tuple[str, Stored]]:
+    if (path / INDEX).is_file():
+        try:
+            names = set(json.loads((path / INDEX).read_text())["weight_map"].values())
+        except (ValueError, KeyError, AttributeError) as error:
+            raise ModelError(f"{path / INDEX}: not an index of safetensors ({error!r}); copy it again") from None
+    else:
+        names = {SINGLE}
+    for name in sorted(names):
+        if not (path / name).is_file():
+            has_bin = any(path.glob("*.bin"))
+            hint = "convert its .bin files to safetensors first" if has_bin else "copy the folder again"
+            raise ModelError(f"{path}: {name} is not there; {hint}")
+        yield from _header(path / name)
+
+
+def _header(file: Path) -> Iterator[tuple[str, Stored]]:
+    try:
+        with safe_open(file, framework="pt") as opened:
+            for name in opened.keys():  # noqa: SIM118 (not a mapping)
+                entry = opened.get_slice(name)
+                if entry.get_dtype() not in _DTYPES:
+                    raise ModelError(
+                        f"{file}: {name} is of dtype {entry.get_dtype()}; weights of "
+                        f"{', '.join(DTYPE_NAMES.values())} can be converted: dequantize the model first"
+                    )
+                yield name, Stored(file, tuple(entry.get_shape()), _DTYPES[entry.get_dtype()])
+    except SafetensorError as error:
+        raise ModelError(f"{file}: not a whole safetensors file ({error}); copy it again") from None

@@ -1,0 +1,117 @@
+"""Hugging Face weights to a Megatron distributed checkpoint, tensor by tensor."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from megatron_octo.bridge.companions import FOLDER, copy_base
+from megatron_octo.bridge.hf_folder import HfFolder, open_hf_folder
+from megatron_octo.bridge.layout import Cut, check_layout, cuts, pipeline_rank_of
+from megatron_octo.bridge.place import check_place
+from megatron_octo.bridge.torch_dist import Chunk, write_torch_dist
+from megatron_octo.bridge.weight_map import Rule, sizes_of
+from megatron_octo.recipe import BASE, Parallel
+from megatron_octo.runtime.beside import folder_beside, put_in_place
+from megatron_octo.runtime.checkpoints import MANIFEST, CheckpointManifest, FileRecord, files_below
+from megatron_octo.runtime.files import sha256_of, sync_tree, write_text_atomically
+
+OnBytes = Callable[[int], None]
+
+
+def import_checkpoint(
+    source: Path,
+    target: Path,
+    layout: Parallel,
+    *,
+    recipe: str = "",
+    origin: dict[str, Any] | None = None,
+    on_bytes: OnBytes | None = None,
+) -> CheckpointManifest:
+    """Write a Hugging Face model as a checkpoint in the form that `layout` would save it in.
+
+    Any layout can load it; one that equals `layout` reads from each file only what it needs. Weights keep the dtype
+    they have. Peak memory is a few times the largest tensor. The folder appears under its name when it is whole.
+
+    Args:
+        source: a folder with `config.json` and safetensors.
+        target: a new folder.
+        origin: what to note of where the weights are from (name, revision).
+        on_bytes: hears of the bytes written, and of the same bytes again as they are hashed.
+
+    Raises:
+        ModelError: a model that cannot be expressed, or whose tensors are not those it should have.
+        RuntimeSetupError: the target holds something, another process makes it, or the disk is too small.
+    """
+    folder = open_hf_folder(source)
+    check_layout(folder.shape, layout)
+    check_place(target, folder.bytes)
+    with folder_beside(target) as work:
+        output = work / "output"
+        output.mkdir()
+        ranks = [list(chunks_of(folder, layout, t, p)) for p in range(layout.pipeline) for t in range(layout.tensor)]
+        write_torch_dist(output, ranks, on_bytes)
+        copy_base(source, output / FOLDER)
+        sync_tree(output)
+        manifest = CheckpointManifest(
+            recipe=recipe,
+            stage=BASE,
+            step=0,
+            stage_tokens=0,
+            lineage_tokens=0,
+            learning_rate=0.0,
+            layout=layout.model_dump(mode="json"),
+            resharding="full",
+            architecture=folder.shape.model_dump(mode="json"),
+            data_fingerprint={},
+            origin={"folder": source.name, "dtype": str(folder.dtype).removeprefix("torch."), **(origin or {})},
+            versions={package: metadata.version(package) for package in ("torch", "megatron-core", "megatron-octo")},
+            files=[
+                FileRecord(path=name, bytes=(output / name).stat().st_size, sha256=sha256_of(output / name, on_bytes))
+                for name in files_below(output)
+            ],
+        )
+        write_text_atomically(output / MANIFEST, manifest.model_dump_json(indent=2) + "\n")
+        put_in_place(output, target)
+    return manifest
+
+
+def chunks_of(folder: HfFolder, layout: Parallel, tensor_rank: int, pipeline_rank: int) -> Iterator[Chunk]:
+    """The chunks that one rank of a layout stores."""
+    layers, sizes = folder.shape.num_hidden_layers, sizes_of(folder.shape)
+    for rule in folder.family.rules_of(folder.shape):
+        for layer in range(layers) if rule.in_layers else [None]:
+            if pipeline_rank_of(rule, layer, layers, layout) != pipeline_rank:
+                continue
+            for cut in cuts(rule, sizes, tensor_rank, layout.tensor):
+                yield _chunk(folder, rule, layer, cut)
+
+
+def _chunk(folder: HfFolder, rule: Rule, layer: int | None, cut: Cut) -> Chunk:
+    shape, dim = list(rule.shape(sizes_of(folder.shape))), rule.split or 0
+    extent, offsets = list(shape), [0] * len(shape)
+    extent[dim], offsets[dim] = cut.length, cut.start
+    if layer is not None:
+        shape, extent, offsets = [folder.shape.num_hidden_layers, *shape], [1, *extent], [layer, *offsets]
+    return Chunk(
+        key=rule.key,
+        size=tuple(shape),
+        offsets=tuple(offsets),
+        extent=tuple(extent),
+        dtype=folder.tensors[rule.names(layer)[0]].dtype,
+        read=partial(read_cut, folder, rule, layer, cut),
+    )
+
+
+def read_cut(folder: HfFolder, rule: Rule, layer: int | None, cut: Cut) -> torch.Tensor:
+    """One part of Megatron's tensor, made from Hugging Face's; views and mapped files where nothing is joined."""
+    names, start, dim = rule.names(layer), cut.start, rule.split or 0
+    if rule.join.bands == len(names):  # a band is one tensor, and the others need not be read
+        band, start = divmod(cut.start, rule.shape(sizes_of(folder.shape))[dim] // rule.join.bands)
+        whole = folder.tensor(names[band])
+    else:
+        whole = rule.join.join([folder.tensor(name) for name in names], folder.shape)
+    return whole.narrow(dim, start, cut.length)

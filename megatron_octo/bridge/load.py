@@ -1,0 +1,37 @@
+"""A checkpoint's weights into model chunks of any layout: the start of a stage from a base model."""
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.validation import StrictHandling
+from megatron.core.models.gpt import GPTModel
+
+from megatron_octo.errors import CheckpointError
+
+
+def load_weights(folder: Path, chunks: Sequence[GPTModel]) -> None:
+    """Fill this rank's model chunks. All ranks call it.
+
+    A weight takes the dtype of the model. Rows that pad the vocabulary become zero.
+
+    Raises:
+        CheckpointError: tensors that are missing, by name, or of another shape.
+    """
+    # the kind of optimizer sharding is asked for even where there is no optimizer
+    metadata = {"distrib_optim_sharding_type": "fully_reshardable"}
+    state: dict[str, Any] = {f"model{i}": chunk.sharded_state_dict(metadata=metadata) for i, chunk in enumerate(chunks)}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            # tensors that nobody asks for are those of the optimizer, and of other ranks' layers
+            loaded, missing, _ = dist_checkpointing.load(state, str(folder), strict=StrictHandling.RETURN_ALL)
+    except dist_checkpointing.core.CheckpointingException as error:
+        raise CheckpointError(f"{folder}: does not fit this model: {error}") from error
+    # Transformer Engine keeps FP8 scales under _extra_state, which a base model has none of
+    if wrong := sorted(key for key in missing if "_extra_state" not in key):
+        raise CheckpointError(f"{folder}: lacks {len(wrong)} tensors of this model ({', '.join(wrong[:4])}, ...)")
+    for i, chunk in enumerate(chunks):
+        chunk.load_state_dict(loaded[f"model{i}"], strict=False)

@@ -1,0 +1,125 @@
+"""The proof by logits: both models compute the same in fp32. Run as a process of its own: `python -m` this module."""
+
+import argparse
+import json
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from megatron_octo.errors import CheckpointError, OctoError
+
+TOLERANCE = 1e-4
+"""Largest difference of two logits, in fp32. They differ by the order in which sums are taken."""
+PROMPTS = (
+    "Question:What is 12+7-5?\nAnswer:",
+    "Let f be a function such that f(x + y) = f(x) + f(y) for all real x and y. Show that f(0) = 0.",
+    "User:Write a limerick about the number seven.\nAssistant:",
+)
+_RANDOM, _LENGTH = 3, 96
+"""Prompts of random tokens: they reach rows of the vocabulary that no text does, padded ones' neighbours too."""
+
+
+@dataclass(frozen=True)
+class LogitsReport:
+    """How far two models' logits lie apart."""
+
+    tokens: int
+    largest_difference: float
+    """Over all tokens and the whole vocabulary."""
+    top1_agreement: float
+    """Share of tokens whose likeliest next token is the same."""
+    largest_kl: float
+    """KL divergence of a token's two distributions, in nats: the largest."""
+
+    @property
+    def is_equal(self) -> bool:
+        """Within the tolerance, at every token."""
+        return self.largest_difference <= TOLERANCE and self.top1_agreement == 1.0
+
+
+def compare_logits(hf: Path, megatron: Path) -> LogitsReport:
+    """Run both models on fixed prompts in a process of its own, which the CPU runtime may change for good.
+
+    Raises:
+        CheckpointError: one of them cannot be run; with what it said.
+    """
+    command = [sys.executable, "-m", "megatron_octo.bridge.logits", str(hf), str(megatron)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        said = "\n".join(done.stderr.strip().splitlines()[-12:])
+        raise CheckpointError(f"{megatron} and {hf}: the logits could not be computed:\n{said}")
+    return LogitsReport(**json.loads(done.stdout.splitlines()[-1]))
+
+
+def _compare(hf: Path, megatron: Path) -> LogitsReport:
+    from transformers import AutoModelForCausalLM
+
+    from megatron_octo.bridge.load import load_weights
+    from megatron_octo.bridge.megatron_folder import open_megatron_folder
+    from megatron_octo.model.build import build_model
+    from megatron_octo.recipe import Parallel
+    from megatron_octo.recipe.train import TrainSection
+    from megatron_octo.runtime.device import setup_device
+    from megatron_octo.runtime.groups import Rank, start_process_groups, stop_process_groups
+
+    shape = open_megatron_folder(megatron, hf).shape
+    device = setup_device(announce=False)
+    train = TrainSection(
+        sequence_length=_LENGTH, micro_batch_size=1, global_batch_size=1, learning_rate=1.0, precision="fp32"
+    )
+    start_process_groups(Rank(0, 0, 1), Parallel(), device, seed=0)
+    ours = build_model(shape, train, Parallel(), device)[0].eval()
+    load_weights(megatron, [ours])
+    theirs: Any = AutoModelForCausalLM.from_pretrained(hf, dtype=torch.float32, attn_implementation="eager")
+    theirs.to(device).eval()
+    count, agreed, largest, largest_kl = 0, 0, 0.0, 0.0
+    for prompt in _prompts(hf, shape.vocab_size):
+        tokens_1S = prompt[:_LENGTH].unsqueeze(0).to(device)
+        positions_1S = torch.arange(tokens_1S.size(1), device=device).unsqueeze(0)
+        with torch.no_grad():
+            ours_SV = ours(tokens_1S, positions_1S, None)[0, :, : shape.vocab_size].float()
+            theirs_SV = theirs(tokens_1S).logits[0].float()
+        largest = max(largest, float((ours_SV - theirs_SV).abs().max()))
+        agreed += int((ours_SV.argmax(-1) == theirs_SV.argmax(-1)).sum())
+        count += tokens_1S.numel()
+        a_SV, b_SV = F.log_softmax(theirs_SV.double(), -1), F.log_softmax(ours_SV.double(), -1)
+        largest_kl = max(largest_kl, float((a_SV.exp() * (a_SV - b_SV)).sum(-1).max()))
+    stop_process_groups()
+    return LogitsReport(count, largest, agreed / count, largest_kl)
+
+
+def _prompts(hf: Path, vocab_size: int) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    prompts = [torch.randint(vocab_size, (_LENGTH,), generator=generator) for _ in range(_RANDOM)]
+    if (hf / "tokenizer.json").is_file() or (hf / "tokenizer.model").is_file():
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(str(hf))
+        prompts += [torch.tensor(tokenizer(text)["input_ids"]) for text in PROMPTS]
+    return prompts
+
+
+def main() -> int:
+    """Compare, and print the report as JSON on the last line."""
+    from megatron_octo.runtime.quiet import silence_library_warnings
+
+    silence_library_warnings()
+    parser = argparse.ArgumentParser(prog="python -m megatron_octo.bridge.logits", description=__doc__)
+    parser.add_argument("hf", type=Path)
+    parser.add_argument("megatron", type=Path)
+    options = parser.parse_args()
+    try:
+        print(json.dumps(asdict(_compare(options.hf, options.megatron))))
+    except OctoError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

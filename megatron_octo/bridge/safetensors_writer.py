@@ -1,0 +1,107 @@
+"""Sharded safetensors, written one tensor after another.
+
+The safetensors library writes a file from tensors that are all in memory, so a shard of the usual 5 GB would need that
+much. The format is eight bytes of length, a JSON header and the tensors' bytes; what is written here is read back
+with the library.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+
+from megatron_octo.bridge.hf_folder import INDEX, SINGLE
+from megatron_octo.runtime.checkpoints import FileRecord
+
+_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+SHARD_BYTES = 5 * 10**9
+"""Largest shard, as transformers 4 cut them."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A tensor that will be written."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def bytes(self) -> int:
+        """Its size."""
+        return torch.Size(self.shape).numel() * self.dtype.itemsize
+
+
+class ShardedWriter:
+    """Takes the planned tensors in their order and writes shards, and an index where there is more than one."""
+
+    def __init__(self, folder: Path, tensors: Sequence[Planned], shard_bytes: int = SHARD_BYTES) -> None:
+        self.folder, self.shards = folder, _shards(tensors, shard_bytes)
+        self.records: list[FileRecord] = []
+        self._order = [(planned, number) for number, shard in enumerate(self.shards) for planned in shard]
+        self._done = 0
+        self._file: BinaryIO | None = None
+        self._digest = hashlib.sha256()
+
+    def add(self, name: str, tensor: torch.Tensor) -> None:
+        """Write the next tensor."""
+        planned, shard = self._order[self._done]
+        if (name, tuple(tensor.shape), tensor.dtype) != (planned.name, planned.shape, planned.dtype):
+            raise AssertionError(f"{name} of {list(tensor.shape)} {tensor.dtype}, planned was {planned}")
+        if self._file is None:
+            self._file = open(self.folder / self._name(shard), "wb")  # noqa: SIM115 (closed with its last tensor)
+            self._digest = hashlib.sha256()
+            self._write(_header(self.shards[shard]))
+        # bytes as they lie in memory; all machines this runs on are little-endian, as the format is
+        self._write(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+        self._done += 1
+        if self._done == len(self._order) or self._order[self._done][1] != shard:
+            size = self._file.tell()
+            self._file.close()
+            self._file = None
+            self.records.append(FileRecord(path=self._name(shard), bytes=size, sha256=self._digest.hexdigest()))
+
+    def close(self) -> None:
+        """Write the index, once every planned tensor is there."""
+        if self._done != len(self._order):
+            raise AssertionError(f"{self._done} of {len(self._order)} tensors written")
+        if len(self.shards) > 1:
+            weight_map = {planned.name: self._name(shard) for planned, shard in self._order}
+            total = sum(planned.bytes for planned, _ in self._order)
+            index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+            (self.folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+
+    def _name(self, shard: int) -> str:
+        count = len(self.shards)
+        return SINGLE if count == 1 else f"model-{shard + 1:05d}-of-{count:05d}.safetensors"
+
+    def _write(self, data: bytes | memoryview) -> None:
+        assert self._file is not None
+        self._file.write(data)
+        self._digest.update(data)
+
+
+def _shards(tensors: Sequence[Planned], shard_bytes: int) -> list[list[Planned]]:
+    shards: list[list[Planned]] = [[]]
+    for planned in tensors:
+        held = sum(other.bytes for other in shards[-1])
+        if shards[-1] and held + planned.bytes > shard_bytes:
+            shards.append([])
+        shards[-1].append(planned)
+    return shards
+
+
+def _header(shard: Sequence[Planned]) -> bytes:
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    start = 0
+    for planned in shard:
+        offsets = [start, start + planned.bytes]
+        header[planned.name] = {"dtype": _NAMES[planned.dtype], "shape": list(planned.shape), "data_offsets": offsets}
+        start += planned.bytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of eight, so that they can be mapped
+    return len(text).to_bytes(8, "little") + text

@@ -1,0 +1,74 @@
+"""The proof by tensors: a Hugging Face folder and a Megatron checkpoint hold the same bits."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from megatron_octo.bridge.hf_folder import HfFolder
+from megatron_octo.bridge.megatron_folder import MegatronFolder
+from megatron_octo.bridge.weight_map import in_order, sizes_of
+from megatron_octo.errors import CheckpointError
+from megatron_octo.recipe import Architecture
+
+_SAME_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
+
+
+@dataclass(frozen=True)
+class TensorReport:
+    """What a comparison of all tensors found."""
+
+    tensors: int
+    """Hugging Face tensors compared: all there are."""
+    bytes: int
+    different: tuple[str, ...]
+    """Hugging Face names of those that differ in any bit."""
+    rounded: int
+    """Of the tensors, those stored in another dtype by Megatron, and compared after rounding to Hugging Face's."""
+
+
+def verify_tensors(
+    hf: HfFolder, megatron: MegatronFolder, on_bytes: Callable[[int], None] | None = None
+) -> TensorReport:
+    """Compare every tensor, bit for bit, in the direction of an import.
+
+    Each of Megatron's tensors is made anew from Hugging Face's and compared with the one that is stored, whatever made
+    either of them; `-0.0` and every NaN count as what they are.
+
+    Raises:
+        CheckpointError: the two are of other architectures.
+    """
+    if (theirs := _decisive(hf.shape)) != (ours := _decisive(megatron.shape)):
+        changed = [f"{key}: {theirs[key]} and {ours[key]}" for key in theirs if theirs[key] != ours[key]]
+        raise CheckpointError(
+            f"{hf.path} and {megatron.path} are of other architectures ({'; '.join(changed)}); compare a pair"
+        )
+    different: list[str] = []
+    tensors = rounded = 0
+    for rule, layer in in_order(megatron.rules, megatron.shape.num_hidden_layers):
+        names = rule.names(layer)
+        made = rule.join.join([hf.tensor(name) for name in names], hf.shape)
+        stored = megatron.reader.read(rule.key, layer, rule.shape(sizes_of(hf.shape))[0])
+        tensors += len(names)
+        if stored.dtype != made.dtype:
+            stored = stored.to(made.dtype)
+            rounded += len(names)
+        if not _same_bits(made, stored):
+            pairs = zip(rule.join.separate(made, hf.shape), rule.join.separate(stored, hf.shape), strict=True)
+            different += [name for name, pair in zip(names, pairs, strict=True) if not _same_bits(*pair)]
+        if on_bytes is not None:
+            on_bytes(made.nbytes)
+    return TensorReport(tensors, hf.bytes, tuple(different), rounded)
+
+
+def _same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    kind = _SAME_BITS[a.element_size()]
+    return torch.equal(a.contiguous().view(kind), b.contiguous().view(kind))
+
+
+def _decisive(shape: Architecture) -> dict[str, object]:
+    """What must agree; `head_dim` may be written out or left to follow."""
+    fields = shape.model_dump(mode="json", exclude={"initializer_range", "head_dim"})
+    return fields | {"head_dim": shape.kv_channels}
