@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megatron_octo import __version__
+from megatron_octo.bridge.command import add_convert_commands
 from megatron_octo.errors import OctoError
 
 if TYPE_CHECKING:
@@ -81,6 +82,12 @@ def _parser() -> argparse.ArgumentParser:
     verify = checkpoint_commands.add_parser("verify", help="recompute every file's SHA-256")
     verify.add_argument("path", type=Path, help="a step-... folder, or a folder of them")
     verify.set_defaults(command=_checkpoint_verify)
+
+    export = commands.add_parser("export", parents=[recipe], help="a stage's last checkpoint to Hugging Face")
+    export.add_argument("stage", nargs="*", help="stages (default: all)")
+    export.set_defaults(command=_export)
+    convert = commands.add_parser("convert", help="Hugging Face weights to Megatron's and back, and the proof")
+    add_convert_commands(convert.add_subparsers(required=True, metavar="COMMAND"))
 
     recipes = commands.add_parser("recipes", help="list the shipped recipes")
     recipes.set_defaults(command=_recipes)
@@ -170,15 +177,23 @@ def _status(options: argparse.Namespace) -> int:
     return 0
 
 
+def _export(options: argparse.Namespace) -> int:
+    from megatron_octo.bridge.stages import export_stages
+
+    recipe, run = _load(options)
+    export_stages(recipe, run, recipe.chosen(options.stage))
+    return 0
+
+
 def _checkpoint_verify(options: argparse.Namespace) -> int:
     from megatron_octo.runtime.checkpoints import MANIFEST, complete_steps, folder_name, verify_checkpoint
-    from megatron_octo.runtime.progress import byte_progress
+    from megatron_octo.runtime.progress import byte_progress, bytes_of
 
     path: Path = options.path
     folders = [path] if (path / MANIFEST).is_file() or not complete_steps(path) else []
     folders = folders or [path / folder_name(step) for step in complete_steps(path)]
     for folder in folders:
-        with byte_progress(folder) as on_bytes:
+        with byte_progress(folder.name, bytes_of(folder)) as on_bytes:
             manifest = verify_checkpoint(folder, on_bytes)
         print(f"{folder}: whole ({len(manifest.files)} files, {sum(f.bytes for f in manifest.files):,} bytes)")
     return 0

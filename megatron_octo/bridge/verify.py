@@ -9,7 +9,6 @@ from megatron_octo.bridge.hf_folder import HfFolder
 from megatron_octo.bridge.megatron_folder import MegatronFolder
 from megatron_octo.bridge.weight_map import in_order, sizes_of
 from megatron_octo.errors import CheckpointError
-from megatron_octo.recipe import Architecture
 
 _SAME_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
 
@@ -38,10 +37,9 @@ def verify_tensors(
     Raises:
         CheckpointError: the two are of other architectures.
     """
-    if (theirs := _decisive(hf.shape)) != (ours := _decisive(megatron.shape)):
-        changed = [f"{key}: {theirs[key]} and {ours[key]}" for key in theirs if theirs[key] != ours[key]]
+    if changed := megatron.shape.differences(hf.shape):
         raise CheckpointError(
-            f"{hf.path} and {megatron.path} are of other architectures ({'; '.join(changed)}); compare a pair"
+            f"{megatron.path} and {hf.path} are of different architectures ({'; '.join(changed)}); compare a pair"
         )
     different: list[str] = []
     tensors = rounded = 0
@@ -66,9 +64,3 @@ def _same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
         return False
     kind = _SAME_BITS[a.element_size()]
     return torch.equal(a.contiguous().view(kind), b.contiguous().view(kind))
-
-
-def _decisive(shape: Architecture) -> dict[str, object]:
-    """What must agree; `head_dim` may be written out or left to follow."""
-    fields = shape.model_dump(mode="json", exclude={"initializer_range", "head_dim"})
-    return fields | {"head_dim": shape.kv_channels}

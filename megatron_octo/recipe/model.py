@@ -43,6 +43,17 @@ class Architecture(Section):
         """Size of one attention head."""
         return self.head_dim or self.hidden_size // self.num_attention_heads
 
+    def differences(self, other: "Architecture") -> list[str]:
+        """Fields in which two architectures do not compute the same, each with both values.
+
+        How weights were first drawn is left out, and a `head_dim` that is written out equals one that follows.
+        """
+        mine, theirs = (
+            shape.model_dump(mode="json", exclude={"initializer_range"}) | {"head_dim": shape.kv_channels}
+            for shape in (self, other)
+        )
+        return [f"{key} is {mine[key]}, not {theirs[key]}" for key in mine if mine[key] != theirs[key]]
+
     def num_parameters(self) -> int:
         """Parameters, with tied embeddings counted once."""
         h, d = self.hidden_size, self.kv_channels

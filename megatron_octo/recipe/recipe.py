@@ -1,7 +1,11 @@
 """A recipe: a model, its data, and a tree of stages."""
 
+import difflib
+from collections.abc import Sequence
+
 from pydantic import Field
 
+from megatron_octo.errors import RecipeError
 from megatron_octo.recipe.base import Section
 from megatron_octo.recipe.data import DataSection
 from megatron_octo.recipe.model import ModelSection
@@ -62,6 +66,19 @@ class Recipe(Section):
     def in_order(self) -> list[str]:
         """All stages, each after its parent."""
         return sorted(self.stages, key=lambda name: (len(self.ancestry(name)), list(self.stages).index(name)))
+
+    def chosen(self, stages: Sequence[str]) -> list[str]:
+        """The named stages (none named: all), each after its parent.
+
+        Raises:
+            RecipeError: a name that no stage has.
+        """
+        for stage in stages:
+            if stage not in self.stages:
+                close = difflib.get_close_matches(stage, self.stages, n=1)
+                hint = f"did you mean {close[0]!r}?" if close else f"stages: {', '.join(self.stages)}"
+                raise RecipeError(f"{self.name} has no stage {stage!r}; {hint}")
+        return [name for name in self.in_order() if not stages or name in stages]
 
     def lineage_tokens(self, stage: str) -> int:
         """Tokens consumed over the whole lineage before a stage's first step (whole steps)."""

@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_octo.errors import CheckpointError, OctoError
-from megatron_octo.recipe import BASE, Recipe
+from megatron_octo.bridge.base import is_imported
+from megatron_octo.errors import CheckpointError
+from megatron_octo.recipe import BASE, Architecture, Recipe
 from megatron_octo.runtime.checkpoints import (
     MANIFEST,
     CheckpointManifest,
@@ -22,10 +23,11 @@ class Origin:
     """What to load before the first step of this run of a stage."""
 
     kind: str
-    """`resume`, `branch` or `random`."""
+    """`resume`, `branch`, `base` (published weights) or `random`."""
     step: int
     """Steps of this stage already done."""
     folder: Path | None
+    """None for random weights, and for a base that is not imported yet."""
     manifest: CheckpointManifest | None
 
 
@@ -34,7 +36,7 @@ def find_origin(recipe: Recipe, run: RunFolder, stage: str) -> Origin:
 
     Raises:
         CheckpointError: the parent has no checkpoint at the mark, or one of the files is not of its size.
-        OctoError: the recipe starts from published weights, which this version cannot import.
+        CheckpointError: the base in the run folder is another than the recipe's.
     """
     parent = recipe.stages[stage].parent
     parent_folder = None
@@ -66,12 +68,14 @@ def find_origin(recipe: Recipe, run: RunFolder, stage: str) -> Origin:
         _check_architecture(recipe, parent_folder, manifest)
         check_sizes(parent_folder, manifest)
         return Origin("branch", 0, parent_folder, manifest)
-    if recipe.model.initialize == "base":
-        raise OctoError(
-            f"model.base = {recipe.model.base!r}: starting from published weights is not built yet; "
-            "set model.initialize=random to train the same shape from random weights"
-        )
-    return Origin("random", 0, None, None)
+    if recipe.model.initialize == "random":
+        return Origin("random", 0, None, None)
+    if not is_imported(run):
+        return Origin("base", 0, None, None)
+    manifest = read_checkpoint_manifest(run.base)
+    _check_base(recipe, run.base, manifest)
+    check_sizes(run.base, manifest)
+    return Origin("base", 0, run.base, manifest)
 
 
 def parent_digest(recipe: Recipe, run: RunFolder, stage: str) -> str | None:
@@ -83,14 +87,20 @@ def parent_digest(recipe: Recipe, run: RunFolder, stage: str) -> str | None:
     return sha256_of(path) if path.is_file() else None
 
 
-def _check_architecture(recipe: Recipe, folder: Path, manifest: CheckpointManifest) -> None:
-    present = recipe.model.architecture.model_dump(mode="json")
-    changed = [
-        f"{key} was {manifest.architecture.get(key)}, is {value}"
-        for key, value in present.items()
-        if manifest.architecture.get(key) != value
-    ]
-    if changed:
+def _check_base(recipe: Recipe, folder: Path, manifest: CheckpointManifest) -> None:
+    _check_architecture(recipe, folder, manifest)
+    wanted = {"name": recipe.model.base, "revision": recipe.model.base_revision}
+    present = {key: manifest.origin.get(key) for key in wanted}
+    if present != wanted:
         raise CheckpointError(
-            f"{folder}: of another model: {'; '.join(changed)}; restore model.architecture or use another run folder"
+            f"{folder}: imported from {present['name']} (revision {present['revision']}), and the recipe says "
+            f"{wanted['name']} (revision {wanted['revision']}); set model.base back, or give the recipe another name"
+        )
+
+
+def _check_architecture(recipe: Recipe, folder: Path, manifest: CheckpointManifest) -> None:
+    if changed := recipe.model.architecture.differences(Architecture.model_validate(manifest.architecture)):
+        raise CheckpointError(
+            f"{folder}: of another model than the recipe's: {'; '.join(changed)} there; "
+            "restore model.architecture or use another run folder"
         )

@@ -4,6 +4,7 @@ import importlib.util
 
 import torch
 
+from megatron_octo.bridge.base import check_base
 from megatron_octo.errors import ModelError, RecipeError, RuntimeSetupError
 from megatron_octo.recipe import Parallel, Recipe
 from megatron_octo.recipe.check import batch_problems
@@ -31,6 +32,8 @@ def check_before_launch(recipe: Recipe, run: RunFolder, stage: str, *, accept_ch
     stage_sources(recipe, run, stage, "validation")
     token_ids(recipe, run)
     origin = find_origin(recipe, run, stage)
+    if origin.kind == "base" and origin.folder is None:
+        check_base(recipe, run)
     order = data_order(recipe, stage_sources(recipe, run, stage, "train"), stage)
     check_agreement(recipe, run, stage, origin, order, accept_changes=accept_changes)
 

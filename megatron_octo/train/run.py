@@ -1,15 +1,15 @@
 """`octo train`: the stages that are not done, each after its parent, each on ranks of its own."""
 
-import difflib
 from collections.abc import Sequence
 
-from megatron_octo.errors import RecipeError
+from megatron_octo.bridge.base import import_base
 from megatron_octo.recipe import BASE, Recipe
 from megatron_octo.recipe.tokens import format_tokens
 from megatron_octo.runtime.groups import Rank
 from megatron_octo.runtime.launch import is_rank_already, ranks_on_this_machine, run_module_as_ranks
 from megatron_octo.runtime.run_folder import RunFolder
 from megatron_octo.train.done import finished_result
+from megatron_octo.train.origin import find_origin
 from megatron_octo.train.preflight import check_before_launch
 
 WORKER = "megatron_octo.train.worker"
@@ -28,7 +28,7 @@ def train_stages(
     Raises:
         OctoError: bad input, before any rank is started.
     """
-    chosen = _in_order(recipe, stages)
+    chosen = recipe.chosen(stages)
     first = Rank.from_environment().is_first
     todo = []
     for stage in chosen:
@@ -54,6 +54,8 @@ def train_stages(
             if not _train_as_rank(recipe, run, stage, accept_changes, stop_after_step):
                 return 0
             continue
+        if find_origin(recipe, run, stage).kind == "base":
+            import_base(recipe, run, recipe.layout(stage))
         if status := _train_on_ranks(recipe, run, stage, accept_changes, stop_after_step):
             return status
         if not run.result(stage).is_file():
@@ -80,12 +82,3 @@ def _train_on_ranks(
     if stop_after_step is not None:
         arguments += ["--stop-after-step", str(stop_after_step)]
     return run_module_as_ranks(WORKER, arguments, ranks_on_this_machine(recipe.layout(stage)))
-
-
-def _in_order(recipe: Recipe, stages: Sequence[str]) -> list[str]:
-    for stage in stages:
-        if stage not in recipe.stages:
-            close = difflib.get_close_matches(stage, recipe.stages, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"stages: {', '.join(recipe.stages)}"
-            raise RecipeError(f"{recipe.name} has no stage {stage!r}; {hint}")
-    return [name for name in recipe.in_order() if not stages or name in stages]

@@ -12,14 +12,16 @@ from typing import Any
 
 import torch
 
+from megatron_octo.bridge.base import import_base
+from megatron_octo.bridge.load import load_weights
 from megatron_octo.data.blend import build_blend, build_validation
 from megatron_octo.model.build import build_model
 from megatron_octo.model.initialize import initialize_random
 from megatron_octo.recipe import Recipe
 from megatron_octo.recipe.schedule import learning_rate_of_step
-from megatron_octo.runtime.checkpoints import CheckpointManifest, folder_name
+from megatron_octo.runtime.checkpoints import MANIFEST, CheckpointManifest, folder_name
 from megatron_octo.runtime.device import setup_device
-from megatron_octo.runtime.files import write_json_atomically
+from megatron_octo.runtime.files import sha256_of, write_json_atomically
 from megatron_octo.runtime.groups import (
     Rank,
     data_parallel_size,
@@ -77,6 +79,9 @@ def _train(recipe: Recipe, run: RunFolder, stage: str, options: StageOptions, ra
 
     # 2. Where the weights come from; refused before anything is built
     origin = from_first_rank(lambda: find_origin(recipe, run, stage))
+    if origin.kind == "base" and origin.folder is None:
+        from_first_rank(lambda: import_base(recipe, run, layout))
+        origin = from_first_rank(lambda: find_origin(recipe, run, stage))
     accepted = check_agreement(recipe, run, stage, origin, order, accept_changes=options.accept_changes)
 
     common: dict[str, Any] = {
@@ -96,9 +101,12 @@ def _train(recipe: Recipe, run: RunFolder, stage: str, options: StageOptions, ra
     chunks = build_model(recipe.model.architecture, train, layout, device)
     if origin.kind == "random":
         initialize_random(chunks, recipe.seed)
+    elif origin.kind == "base" and origin.folder is not None:
+        # before the optimizer is built, which makes its fp32 copy of the weights then
+        load_weights(origin.folder, chunks)
     model = wrap_data_parallel(chunks, train)
     optimizer = build_optimizer(model, train)
-    if origin.folder is not None and origin.manifest is not None:
+    if origin.kind in ("resume", "branch") and origin.folder is not None and origin.manifest is not None:
         load_state(origin.folder, model, optimizer, origin.manifest.resharding)
     progress = _progress_of(origin)
 
@@ -172,7 +180,7 @@ def _train(recipe: Recipe, run: RunFolder, stage: str, options: StageOptions, ra
     # 5. Train
     try:
         before = None
-        if progress.step == 0 and origin.kind == "branch":
+        if progress.step == 0 and origin.kind in ("branch", "base"):
             before = on_validation(progress)  # the parent's loss on this stage's own mixture
         finished = train_steps(setup, progress, hooks)
         saver.close()
@@ -269,6 +277,7 @@ def _begin(
             "parent_manifest_sha256": parent_digest(recipe, run, stage),
             "base": recipe.model.base,
             "initialize": recipe.model.initialize,
+            "base_manifest_sha256": sha256_of(run.base / MANIFEST) if origin.kind == "base" else None,
             "seed": recipe.seed,
             "settings": decisive_settings(recipe, stage),
             "data": order,
@@ -285,6 +294,7 @@ def _announce(
     begins = {
         "resume": f"resumes after step {origin.step}",
         "branch": f"branches off {recipe.stages[stage].parent.stage} at step {recipe.parent_step(stage)}",
+        "base": f"starts from {recipe.model.base}",
         "random": "starts from random weights",
     }[origin.kind]
     real = steps * recipe.train.tokens_per_step

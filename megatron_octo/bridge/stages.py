@@ -1,0 +1,60 @@
+"""Exports of a recipe's stages: `stages/<stage>/hf/`, made where they are missing or of an older checkpoint."""
+
+import json
+import shutil
+from pathlib import Path
+
+from megatron_octo.bridge.export_hf import RECORD, export_checkpoint
+from megatron_octo.bridge.megatron_folder import open_megatron_folder
+from megatron_octo.errors import CheckpointError
+from megatron_octo.recipe import Recipe
+from megatron_octo.runtime.checkpoints import MANIFEST, folder_name
+from megatron_octo.runtime.files import sha256_of
+from megatron_octo.runtime.progress import byte_progress
+from megatron_octo.runtime.run_folder import RunFolder
+
+
+def last_checkpoint(recipe: Recipe, run: RunFolder, stage: str) -> Path:
+    """The checkpoint that a stage ended with.
+
+    Raises:
+        CheckpointError: the stage is not done.
+    """
+    folder = run.checkpoints(stage) / folder_name(recipe.steps(stage))
+    if not run.result(stage).is_file() or not (folder / MANIFEST).is_file():
+        raise CheckpointError(
+            f"{stage} is not done, so there is nothing to export; run `octo train {recipe.name} {stage}`"
+        )
+    return folder
+
+
+def exported_digest(folder: Path) -> str | None:
+    """SHA-256 of the manifest of the checkpoint that a folder was exported from; None where it says none."""
+    path = folder / RECORD
+    if not path.is_file():
+        return None
+    digest: str | None = json.loads(path.read_text())["checkpoint_manifest_sha256"]
+    return digest
+
+
+def export_stages(recipe: Recipe, run: RunFolder, stages: list[str]) -> None:
+    """Export the named stages' last checkpoints. What is there already is skipped, and said so.
+
+    Raises:
+        CheckpointError: a stage that is not done.
+        RuntimeSetupError: something else stands where the export goes, or the disk is too small.
+    """
+    checkpoints = {stage: last_checkpoint(recipe, run, stage) for stage in stages}
+    for stage, checkpoint in checkpoints.items():
+        target, digest = run.exported(stage), sha256_of(checkpoint / MANIFEST)
+        before = exported_digest(target)
+        if before == digest:
+            print(f"{stage}: already exported ({target}); skipped", flush=True)
+            continue
+        if before is not None:  # an export of ours, of a checkpoint that has been trained again since
+            shutil.rmtree(target)
+        opened = open_megatron_folder(checkpoint)
+        total = 2 * opened.shape.num_parameters() * opened.dtype.itemsize
+        with byte_progress(f"export {stage}", total) as on_bytes:
+            report = export_checkpoint(checkpoint, target, on_bytes=on_bytes)
+        print(f"{stage}: {target}, {report.tensors} tensors read back and equal bit for bit", flush=True)
