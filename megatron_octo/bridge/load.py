@@ -26,12 +26,12 @@ def load_weights(folder: Path, chunks: Sequence[GPTModel]) -> None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            # tensors that nobody asks for are those of the optimizer, and of other ranks' layers
-            loaded, missing, _ = dist_checkpointing.load(state, str(folder), strict=StrictHandling.RETURN_ALL)
+            # what the checkpoint has and nobody asks for (Megatron calls it missing) is the optimizer's
+            loaded, _, absent = dist_checkpointing.load(state, str(folder), strict=StrictHandling.RETURN_ALL)
     except dist_checkpointing.core.CheckpointingException as error:
         raise CheckpointError(f"{folder}: does not fit this model: {error}") from error
     # Transformer Engine keeps FP8 scales under _extra_state, which a base model has none of
-    if wrong := sorted(key for key in missing if "_extra_state" not in key):
+    if wrong := sorted(key for key in absent if "_extra_state" not in key):
         raise CheckpointError(f"{folder}: lacks {len(wrong)} tensors of this model ({', '.join(wrong[:4])}, ...)")
     for i, chunk in enumerate(chunks):
         chunk.load_state_dict(loaded[f"model{i}"], strict=False)

@@ -13,7 +13,8 @@ from megatron_octo.errors import DataError
 from megatron_octo.recipe import Recipe
 from megatron_octo.recipe.tokens import format_tokens
 from megatron_octo.report.numbers import short_duration, short_number
-from megatron_octo.runtime.files import write_json_atomically
+from megatron_octo.runtime.checkpoints import MANIFEST
+from megatron_octo.runtime.files import sha256_of, write_json_atomically
 from megatron_octo.runtime.run_folder import RunFolder
 
 RESULT_KEYS = (
@@ -31,6 +32,9 @@ RESULT_KEYS = (
 )
 """What the trainer says of a stage in its result.json; every other key of a stage belongs to another leg."""
 
+HELDOUT_KEYS = ("accuracy", "problems")
+"""Of the held-out problems, the share answered right, and how many there are."""
+
 
 def write_summary(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
     """Bring summary.json up to date with the stages that are done, and return it.
@@ -45,9 +49,9 @@ def write_summary(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
     before = summary.get("stages", {})
     stages = {}
     for name in [*recipe.in_order(), *(name for name in before if name not in recipe.stages)]:
-        entry = {key: value for key, value in before.get(name, {}).items() if key not in RESULT_KEYS}
+        entry = {key: value for key, value in before.get(name, {}).items() if key not in (*RESULT_KEYS, *HELDOUT_KEYS)}
         if run.result(name).is_file():
-            entry = _result(run.result(name)) | entry
+            entry = _result(run.result(name)) | _heldout(run, name) | entry
         if entry:
             stages[name] = entry
     summary = summary | {"recipe": recipe.name, "stages": stages}
@@ -65,7 +69,10 @@ def print_summary(summary: dict[str, Any], console: Console) -> None:
         console.print("no stage is done yet")
         return
     table = _table(str(summary.get("recipe", "")), "stage", "parent")
-    for column in ("tokens", "learning rate", "loss", "tokens/s", "time"):
+    columns = ["tokens", "learning rate", "loss", "tokens/s", "time"]
+    if has_accuracy := any("accuracy" in stage for stage in stages.values()):
+        columns.append("held-out right")
+    for column in columns:
         table.add_column(column, justify="right", no_wrap=True)
     for name, stage in stages.items():
         table.add_row(
@@ -76,6 +83,7 @@ def print_summary(summary: dict[str, Any], console: Console) -> None:
             _from_to(stage, "loss", "{:.3f}".format),
             _shown(stage.get("tokens_per_second"), "{:,.0f}".format),
             _shown(stage.get("wall_seconds"), short_duration),
+            *([_shown(stage.get("accuracy"), "{:.1%}".format)] if has_accuracy else []),
         )
     console.print(table)
     _print_validation({name: stage.get("validation_loss") or {} for name, stage in stages.items()}, console)
@@ -119,6 +127,18 @@ def _result(path: Path) -> dict[str, Any]:
     if missing := [key for key in RESULT_KEYS if key not in result]:
         raise DataError(f"{path}: lacks {', '.join(missing)}; remove it and run `octo train` to finish the stage again")
     return {key: result[key] for key in RESULT_KEYS}
+
+
+def _heldout(run: RunFolder, stage: str) -> dict[str, Any]:
+    """The stage's accuracy, unless it was measured on another checkpoint than the stage ends with."""
+    path = run.evaluation(stage) / "heldout.json"
+    if not path.is_file():
+        return {}
+    measured = _read(path)
+    manifest = run.checkpoints(stage) / _read(run.result(stage))["checkpoint"] / MANIFEST
+    if not manifest.is_file() or sha256_of(manifest) != measured.get("checkpoint_manifest_sha256"):
+        return {}
+    return {key: measured[key] for key in HELDOUT_KEYS}
 
 
 def _shown(value: Any, form: Callable[[Any], str]) -> str:

@@ -84,6 +84,10 @@ class RunFolder:
         """A stage's last checkpoint as Hugging Face stores models."""
         return self.stage(stage) / "hf"
 
+    def evaluation(self, stage: str) -> Path:
+        """What a stage's model was measured to do."""
+        return self.root / "eval" / stage
+
     def write_recipe(self, recipe: Recipe, path: Path | None = None) -> None:
         """Store the resolved recipe with the versions in use (default: as the run's own)."""
         versions = {}

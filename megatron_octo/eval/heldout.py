@@ -1,0 +1,92 @@
+"""A run's held-out problems, answered by its exported stages: `eval/<stage>/heldout.json`."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+
+from megatron_octo.bridge.stages import exported_digest
+from megatron_octo.data.answers import last_boxed
+from megatron_octo.data.heldout import read_heldout
+from megatron_octo.errors import CheckpointError
+from megatron_octo.eval.generate import generate
+from megatron_octo.recipe import Recipe
+from megatron_octo.runtime.files import write_json_atomically, write_text_atomically
+from megatron_octo.runtime.run_folder import RunFolder
+
+MAX_TOKENS = 96
+"""Longer than any worked answer to a held-out problem."""
+SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One problem, answered."""
+
+    question: str
+    response: str
+    expected: str
+
+    @property
+    def is_right(self) -> bool:
+        r"""Whether the last `\boxed{}` holds the expected text."""
+        boxed = last_boxed(self.response)
+        return boxed is not None and boxed.strip() == self.expected
+
+
+def answer_heldout(recipe: Recipe, run: RunFolder, stages: list[str], console: Console) -> None:
+    """Let the named stages answer all held-out problems; print three answers and the share of right ones.
+
+    What was answered by the same export is not answered again, and said so.
+
+    Raises:
+        CheckpointError: a stage that is not exported.
+        DataError: the run has no held-out problems.
+        RuntimeSetupError: vLLM is not installed, or failed.
+    """
+    problems = read_heldout(run.heldout)
+    digests = {stage: exported_digest(run.exported(stage)) for stage in stages}
+    for stage, digest in digests.items():
+        if digest is None:
+            raise CheckpointError(f"{stage} is not exported; run `octo export {recipe.name} {stage}` first")
+    for stage, digest in digests.items():
+        path = run.evaluation(stage) / "heldout.json"
+        before = json.loads(path.read_text()) if path.is_file() else {}
+        if before.get("checkpoint_manifest_sha256") == digest:
+            console.print(f"{stage}: {_score(before)}, answered already; skipped", highlight=False)
+            continue
+        with console.status(f"{stage}: vLLM answers {len(problems)} held-out problems"):
+            responses = generate(run.exported(stage), [problem["prompt"] for problem in problems], MAX_TOKENS)
+        answers = [
+            Answer(problem["question"], response, problem["answer"])
+            for problem, response in zip(problems, responses, strict=True)
+        ]
+        result = _write(run, stage, answers, digest)
+        console.print(f"[bold]{escape(stage)}[/bold]: {_score(result)}", highlight=False)
+        for answer in answers[:SHOWN]:
+            mark = "[green]right[/green]" if answer.is_right else f"[red]wrong[/red], it is {answer.expected}"
+            said = " ".join(answer.response.split())
+            console.print(f"  {escape(answer.question)}  ->  {escape(said)}  ({mark})", highlight=False, soft_wrap=True)
+
+
+def _score(result: dict[str, Any]) -> str:
+    return f"{result['right']} of {result['problems']} held-out problems right, {100 * result['accuracy']:.1f}%"
+
+
+def _write(run: RunFolder, stage: str, answers: list[Answer], digest: str | None) -> dict[str, Any]:
+    folder = run.evaluation(stage)
+    rows = [
+        {"question": a.question, "response": a.response, "expected": a.expected, "right": a.is_right} for a in answers
+    ]
+    write_text_atomically(folder / "heldout.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    right = sum(answer.is_right for answer in answers)
+    result = {
+        "accuracy": right / len(answers),
+        "problems": len(answers),
+        "right": right,
+        "checkpoint_manifest_sha256": digest,
+    }
+    write_json_atomically(folder / "heldout.json", result)
+    return result

@@ -1,0 +1,151 @@
+"""Conversion of a full-size model against a plain copy of the same bytes, side by side in one run.
+
+    python tools/bench_convert.py                       # Llama-3.2-1B's shape, random bf16 weights, no download
+    python tools/bench_convert.py --recipe octothinker-3b --rounds 1 --folder /a/big/disk
+
+Import goes to tensor 2 x pipeline 2, export comes back from there, and the two Hugging Face folders are compared byte
+by byte. The copy reads all and writes all, then fsyncs, as both conversions do. Rounds alternate, and medians are
+compared. Each conversion is a process of its own, whose peak resident memory is what the system counted for it;
+Python and torch are imported before its clock starts.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from megatron_octo.bridge.config import config_of
+from megatron_octo.bridge.families import family_of
+from megatron_octo.bridge.hf_folder import open_hf_folder
+from megatron_octo.bridge.safetensors_writer import Planned, ShardedWriter
+from megatron_octo.bridge.weight_map import in_order, sizes_of
+from megatron_octo.recipe import Architecture, load_recipe
+from megatron_octo.runtime.files import sync_tree
+
+_BLOCK = 16 << 20
+_CONVERT = """
+import json, resource, sys, time
+from pathlib import Path
+from megatron_octo.bridge.export_hf import export_checkpoint
+from megatron_octo.bridge.import_hf import import_checkpoint
+from megatron_octo.recipe import Parallel
+way, source, target = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
+start = time.perf_counter()
+if way == "import":
+    import_checkpoint(source, target, Parallel(tensor=2, pipeline=2))
+else:
+    export_checkpoint(source, target)
+seconds = time.perf_counter() - start
+print(json.dumps([seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024]))
+"""
+
+
+def main() -> None:
+    """Measure, print a table, and write JSON if asked."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--recipe", default="octothinker-1b", help="whose model.architecture is taken")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--folder", type=Path, help="where to work; four times the model's size must be free there")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    shape = load_recipe(options.recipe).model.architecture
+    with tempfile.TemporaryDirectory(prefix="bench-convert-", dir=options.folder) as folder:
+        result = {"recipe": options.recipe, **_measure(shape, Path(folder), options.rounds)}
+    _show(result)
+    if options.json is not None:
+        options.json.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def _measure(shape: Architecture, folder: Path, rounds: int) -> dict[str, object]:
+    source, megatron, back, copy = (folder / name for name in ("hf", "megatron", "back", "copy"))
+    _random_model(shape, source)
+    size = open_hf_folder(source).bytes
+    seconds: dict[str, list[float]] = {"copy": [], "import": [], "export": []}
+    peak: dict[str, int] = {"import": 0, "export": 0}
+    for _ in range(rounds):
+        for used in (megatron, back, copy):
+            shutil.rmtree(used, ignore_errors=True)
+        seconds["copy"].append(_timed(lambda: _copy(source, copy)))
+        shutil.rmtree(copy)
+        for way, a, b in (("import", source, megatron), ("export", megatron, back)):
+            command = [sys.executable, "-W", "ignore", "-c", _CONVERT, way, str(a), str(b)]
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            took, memory = json.loads(done.stdout.splitlines()[-1])
+            seconds[way].append(took)
+            peak[way] = max(peak[way], memory)
+    medians = {way: statistics.median(times) for way, times in seconds.items()}
+    return {
+        "bytes": size,
+        "largest_tensor_bytes": max(stored.bytes for stored in open_hf_folder(source).tensors.values()),
+        "seconds": seconds,
+        "ratio": {way: medians[way] / medians["copy"] for way in ("import", "export")},
+        "peak_resident_bytes": peak,
+        "equal_byte_by_byte": _same_tensors(source, back),
+    }
+
+
+def _random_model(shape: Architecture, folder: Path) -> None:
+    folder.mkdir()
+    (folder / "config.json").write_text(config_of(shape, torch.bfloat16, None, {}))
+    sizes, generator = sizes_of(shape), torch.Generator().manual_seed(0)
+    rules = family_of(shape.model_type, "bench").rules_of(shape)
+    planned = [
+        Planned(name, part, torch.bfloat16)
+        for rule, layer in in_order(rules, shape.num_hidden_layers)
+        for name, part in zip(rule.names(layer), rule.part_shapes(sizes), strict=True)
+    ]
+    writer = ShardedWriter(folder, planned)
+    for tensor in planned:
+        # any 16 bits are a bfloat16: infinities and every NaN are among them, and must come back as they went
+        bits = torch.randint(-(1 << 15), 1 << 15, tensor.shape, dtype=torch.int16, generator=generator)
+        writer.add(tensor.name, bits.view(torch.bfloat16))
+    writer.close()
+    sync_tree(folder)
+
+
+def _timed(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def _copy(source: Path, target: Path) -> None:
+    target.mkdir()
+    for file in source.iterdir():
+        with open(file, "rb") as reading, open(target / file.name, "wb") as writing:
+            while block := reading.read(_BLOCK):
+                writing.write(block)
+            writing.flush()
+            os.fsync(writing.fileno())
+
+
+def _same_tensors(a: Path, b: Path) -> bool:
+    one, other = open_hf_folder(a), open_hf_folder(b)
+    return one.tensors.keys() == other.tensors.keys() and all(
+        torch.equal(one.tensor(name).view(torch.int16), other.tensor(name).view(torch.int16)) for name in one.tensors
+    )
+
+
+def _show(result: dict[str, object]) -> None:
+    seconds, ratio, peak = result["seconds"], result["ratio"], result["peak_resident_bytes"]
+    assert isinstance(seconds, dict) and isinstance(ratio, dict) and isinstance(peak, dict)
+    print(f"{result['recipe']}: {result['bytes']:,} bytes, largest tensor {result['largest_tensor_bytes']:,}")
+    for way, times in seconds.items():
+        line = f"{way:<7} {statistics.median(times):7.2f} s   ({', '.join(f'{t:.2f}' for t in times)})"
+        if way in ratio:
+            line += f"   {ratio[way]:.2f} x the copy   peak resident {peak[way] / 2**30:.2f} GiB"
+        print(line)
+    print(f"round trip equal byte by byte: {result['equal_byte_by_byte']}")
+
+
+if __name__ == "__main__":
+    main()
