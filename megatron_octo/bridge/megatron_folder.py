@@ -41,8 +41,8 @@ def open_megatron_folder(folder: Path, config: Path | None = None) -> MegatronFo
     """Compare what a checkpoint has with what its architecture asks for. No tensor is read.
 
     Args:
-        config: a Hugging Face folder whose `config.json` says the shape; needed for a checkpoint with no manifest of
-            ours (one that Megatron-LM saved).
+        config: a Hugging Face folder whose `config.json` says the shape of a checkpoint that has no manifest of ours
+            (one that Megatron-LM saved). Where there is one, both must say the same.
 
     Raises:
         CheckpointError: no checkpoint, a damaged one, or tensors that are missing, surplus or of another shape.
@@ -53,8 +53,12 @@ def open_megatron_folder(folder: Path, config: Path | None = None) -> MegatronFo
         check_sizes(folder, manifest)
         shape, digest = Architecture.model_validate(manifest.architecture), sha256_of(folder / MANIFEST)
     reader = TorchDistReader(folder)
-    if config is not None:
-        shape = architecture_of(read_config(config), str(config))
+    told = architecture_of(read_config(config), str(config)) if config is not None else None
+    if shape is not None and told is not None and (changed := shape.differences(told)):
+        raise CheckpointError(
+            f"{folder} and {config} are of different architectures ({'; '.join(changed)}); give a pair of one model"
+        )
+    shape = shape or told
     if shape is None:
         raise CheckpointError(
             f"{folder}: no {MANIFEST}, so it does not say what model it is; pass --config with a Hugging Face folder "
