@@ -11,6 +11,7 @@ import pytest
 from megatron_octo.runtime.checkpoints import verify_checkpoint
 from tests.bridge.models import make_model, same_bits
 
+KILLS = 3
 TOOL = "tools/convert_checkpoint.py"
 
 
@@ -28,7 +29,7 @@ def test_killed_in_the_middle(folders, way):
     source, target = (folders / "hf", folders / "m") if way == "import" else (folders / "megatron", folders / "back")
     command = [sys.executable, TOOL, way, str(source), str(target)]
     dice, torn = random.Random(way), 0
-    for _ in range(4):
+    for _ in range(KILLS):
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         deadline = time.monotonic() + 120
         while not list(folders.glob(f".{target.name}.partial-{process.pid}/output/*")):
@@ -39,7 +40,7 @@ def test_killed_in_the_middle(folders, way):
         process.wait()
         assert not target.exists()
         torn += bool(list(folders.glob(f".{target.name}.partial-*")))
-    assert torn == 4  # every kill came in the middle
+    assert torn == KILLS  # every kill came in the middle
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     assert not list(folders.glob(".*"))  # and the next try cleared what they left
     if way == "import":
