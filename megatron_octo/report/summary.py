@@ -69,10 +69,7 @@ def print_summary(summary: dict[str, Any], console: Console) -> None:
         console.print("no stage is done yet")
         return
     table = _table(str(summary.get("recipe", "")), "stage", "parent")
-    columns = ["tokens", "learning rate", "loss", "tokens/s", "time"]
-    if has_accuracy := any("accuracy" in stage for stage in stages.values()):
-        columns.append("held-out right")
-    for column in columns:
+    for column in ("tokens", "learning rate", "loss", "tokens/s", "time"):
         table.add_column(column, justify="right", no_wrap=True)
     for name, stage in stages.items():
         table.add_row(
@@ -83,23 +80,25 @@ def print_summary(summary: dict[str, Any], console: Console) -> None:
             _from_to(stage, "loss", "{:.3f}".format),
             _shown(stage.get("tokens_per_second"), "{:,.0f}".format),
             _shown(stage.get("wall_seconds"), short_duration),
-            *([_shown(stage.get("accuracy"), "{:.1%}".format)] if has_accuracy else []),
         )
     console.print(table)
-    _print_validation({name: stage.get("validation_loss") or {} for name, stage in stages.items()}, console)
+    _print_validation(stages, console)
 
 
-def _print_validation(losses: dict[str, dict[str, float]], console: Console) -> None:
-    sources = list(dict.fromkeys(source for of_stage in losses.values() for source in of_stage))
-    if not sources:
+def _print_validation(stages: dict[str, dict[str, Any]], console: Console) -> None:
+    losses: dict[str, dict[str, float]] = {name: stage.get("validation_loss") or {} for name, stage in stages.items()}
+    shown = [name for name, of_stage in losses.items() if of_stage]
+    if not shown:
         return
     table = _table("validation loss", "source")
-    for name, of_stage in losses.items():
-        if of_stage:
-            table.add_column(name, justify="right", no_wrap=True)
-    for source in sources:
-        cells = [_shown(of_stage.get(source), "{:.3f}".format) for of_stage in losses.values() if of_stage]
-        table.add_row(source, *cells)
+    for name in shown:
+        table.add_column(name, justify="right", no_wrap=True)
+    for source in dict.fromkeys(source for name in shown for source in losses[name]):
+        table.add_row(source, *(_shown(losses[name].get(source), "{:.3f}".format) for name in shown))
+    if any("accuracy" in stages[name] for name in shown):
+        table.add_section()
+        right = (_shown(stages[name].get("accuracy"), "{:.1%}".format) for name in shown)
+        table.add_row("held-out problems right", *right)
     console.print(table)
 
 

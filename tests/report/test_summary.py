@@ -6,6 +6,8 @@ from rich.console import Console
 from megatron_octo.errors import DataError
 from megatron_octo.recipe import Recipe
 from megatron_octo.report import print_summary, write_summary
+from megatron_octo.runtime.checkpoints import folder_name
+from megatron_octo.runtime.files import sha256_of, write_json_atomically
 from megatron_octo.runtime.run_folder import RunFolder
 from tests.report.made_up import finish
 
@@ -34,28 +36,43 @@ def test_stages_stand_in_the_trees_order(recipe: Recipe, run: RunFolder) -> None
 def test_what_other_legs_wrote_is_kept(recipe: Recipe, run: RunFolder) -> None:
     finish(recipe, run, "stable")
     summary = write_summary(recipe, run)
-    summary["stages"]["stable"]["accuracy"] = {"gsm8k": 0.1}
-    summary["stages"]["decay-long"] = {"accuracy": {"gsm8k": 0.2}}
-    summary["stages"]["gone"] = {"accuracy": {"gsm8k": 0.3}}
+    summary["stages"]["stable"]["benchmarks"] = {"gsm8k": 0.1}
+    summary["stages"]["decay-long"] = {"benchmarks": {"gsm8k": 0.2}}
+    summary["stages"]["gone"] = {"benchmarks": {"gsm8k": 0.3}}
     summary["rl"] = {"stable": {"reward": 0.5}}
     run.summary.write_text(json.dumps(summary))
     finish(recipe, run, "decay-long", last_loss=0.9)
     again = write_summary(recipe, run)
     assert again["rl"] == {"stable": {"reward": 0.5}}
-    assert again["stages"]["stable"]["accuracy"] == {"gsm8k": 0.1}
+    assert again["stages"]["stable"]["benchmarks"] == {"gsm8k": 0.1}
     assert again["stages"]["stable"]["last_loss"] == 1.2
-    assert again["stages"]["decay-long"]["accuracy"] == {"gsm8k": 0.2}
+    assert again["stages"]["decay-long"]["benchmarks"] == {"gsm8k": 0.2}
     assert again["stages"]["decay-long"]["last_loss"] == 0.9
-    assert again["stages"]["gone"] == {"accuracy": {"gsm8k": 0.3}}
+    assert again["stages"]["gone"] == {"benchmarks": {"gsm8k": 0.3}}
 
 
 def test_a_stage_that_is_trained_again_loses_its_old_numbers(recipe: Recipe, run: RunFolder) -> None:
     finish(recipe, run, "stable")
     summary = write_summary(recipe, run)
-    summary["stages"]["stable"]["accuracy"] = 0.1
+    summary["stages"]["stable"]["benchmarks"] = 0.1
     run.summary.write_text(json.dumps(summary))
     run.result("stable").unlink()
-    assert write_summary(recipe, run)["stages"] == {"stable": {"accuracy": 0.1}}
+    assert write_summary(recipe, run)["stages"] == {"stable": {"benchmarks": 0.1}}
+
+
+def test_accuracy_is_that_of_the_checkpoint_the_stage_ends_with(recipe: Recipe, run: RunFolder) -> None:
+    result = finish(recipe, run, "stable")
+    manifest = run.checkpoints("stable") / result.get("checkpoint", folder_name(733)) / "manifest.json"
+    manifest.parent.mkdir(parents=True)
+    manifest.write_text("{}")
+    run.result("stable").write_text(json.dumps(result | {"checkpoint": manifest.parent.name}))
+    measured = {"accuracy": 0.25, "problems": 256, "checkpoint_manifest_sha256": sha256_of(manifest)}
+    write_json_atomically(run.evaluation("stable") / "heldout.json", measured)
+    summary = write_summary(recipe, run)
+    assert summary["stages"]["stable"]["accuracy"] == 0.25 and summary["stages"]["stable"]["problems"] == 256
+    assert "held-out problems right" in _printed(summary) and "25.0%" in _printed(summary)
+    manifest.write_text("{} ")  # trained again since
+    assert "accuracy" not in write_summary(recipe, run)["stages"]["stable"]
 
 
 @pytest.mark.parametrize(("text", "message"), [("{", "cannot be read as JSON"), ("[1]", "holds list")])
