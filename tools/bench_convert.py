@@ -54,7 +54,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--recipe", default="octothinker-1b", help="whose model.architecture is taken")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--folder", type=Path, help="where to work; four times the model's size must be free there")
+    parser.add_argument("--folder", type=Path, help="where to work; three times the model's size must be free there")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     shape = load_recipe(options.recipe).model.architecture

@@ -9,7 +9,7 @@ import torch
 
 from megatron_octo.bridge.companions import run_of
 from megatron_octo.bridge.config import DTYPE_NAMES
-from megatron_octo.recipe import Architecture, Recipe
+from megatron_octo.recipe import BASE, Architecture, Stage
 from megatron_octo.recipe.tokens import format_tokens
 from megatron_octo.runtime.checkpoints import MANIFEST, CheckpointManifest, read_checkpoint_manifest
 from megatron_octo.runtime.run_folder import RunFolder
@@ -21,7 +21,8 @@ class Lineage:
 
     checkpoint: str
     manifest: CheckpointManifest | None
-    recipe: Recipe | None
+    settings: dict[str, Any] | None
+    """What its stage was really trained with: `settings` of its lineage.json, ancestors included."""
     sources: dict[str, dict[str, Any]]
     """Data manifests, by source, of all that the lineage was trained on."""
 
@@ -30,12 +31,11 @@ def lineage_of(checkpoint: Path) -> Lineage:
     """Read what stands in the checkpoint and in the run folder around it."""
     manifest = read_checkpoint_manifest(checkpoint) if (checkpoint / MANIFEST).is_file() else None
     run = run_of(checkpoint)
-    if run is None or manifest is None:
+    if run is None or manifest is None or not run.lineage(manifest.stage).is_file():
         return Lineage(checkpoint.name, manifest, None, {})
-    recipe = run.read_recipe()
-    stages = recipe.ancestry(manifest.stage) if manifest.stage in recipe.stages else []
-    names = dict.fromkeys(name for stage in stages for name in recipe.stages[stage].mixture)
-    return Lineage(checkpoint.name, manifest, recipe, {name: _data(run, name) for name in names})
+    settings = json.loads(run.lineage(manifest.stage).read_text(encoding="utf-8"))["settings"]
+    names = dict.fromkeys(name for stage in settings["stages"].values() for name in stage["mixture"])
+    return Lineage(checkpoint.name, manifest, settings, {name: _data(run, name) for name in names})
 
 
 def _data(run: RunFolder, source: str) -> dict[str, Any]:
@@ -43,32 +43,29 @@ def _data(run: RunFolder, source: str) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-def model_card(shape: Architecture, dtype: torch.dtype, lineage: Lineage) -> str:
-    """The text of README.md."""
-    manifest, recipe = lineage.manifest, lineage.recipe
+def model_card(shape: Architecture, dtype: torch.dtype, lineage: Lineage, is_rounded: bool) -> str:
+    """The text of README.md.
+
+    Args:
+        is_rounded: whether some weights were stored in another dtype than they are exported in.
+    """
+    manifest, settings = lineage.manifest, lineage.settings
     name = f"{manifest.recipe}/{manifest.stage}" if manifest is not None and manifest.recipe else lineage.checkpoint
     lines = ["---", "library_name: transformers", "pipeline_tag: text-generation"]
-    if recipe is not None and recipe.model.base is not None and recipe.model.initialize == "base":
-        lines.append(f"base_model: {recipe.model.base}")
+    if settings is not None and settings["model"]["initialize"] == "base":
+        lines.append(f"base_model: {settings['model']['base']}")
+    equal = f"equal, bit for bit, after rounding to {DTYPE_NAMES[dtype]}" if is_rounded else "equal, bit for bit"
     what = (
         f"A {shape.model_type} model of {shape.num_parameters():,} parameters in {DTYPE_NAMES[dtype]}, exported from a "
-        "Megatron-Core checkpoint by megatron_octo. Every tensor was read back and found equal, bit for bit."
+        f"Megatron-Core checkpoint by megatron_octo. Every tensor was read back and found {equal}."
     )
-    lines += [
-        "---",
-        f"# {name}",
-        "",
-        what,
-        "",
-        "## Lineage",
-        "",
-    ]
+    lines += ["---", f"# {name}", "", what, "", "## Lineage", ""]
     if manifest is None:
         lines += [f"Checkpoint `{lineage.checkpoint}`, saved by another program: it does not say where it comes from."]
-    elif recipe is None:
+    elif settings is None:
         lines += [f"- checkpoint `{lineage.checkpoint}`: {_origin(manifest)}"]
     else:
-        lines += _stages(recipe, manifest)
+        lines += _stages(settings, manifest)
         lines += [
             "",
             "## Data",
@@ -84,20 +81,23 @@ def model_card(shape: Architecture, dtype: torch.dtype, lineage: Lineage) -> str
     return "\n".join(lines) + "\n"
 
 
-def _stages(recipe: Recipe, manifest: CheckpointManifest) -> list[str]:
-    model = recipe.model
-    start = f"`{model.base}`" if model.initialize == "base" else "random weights"
-    lines = [f"Recipe `{recipe.name}`, seed {recipe.seed}. Begins from {start}.", ""]
+def _stages(settings: dict[str, Any], manifest: CheckpointManifest) -> list[str]:
+    model, train = settings["model"], settings["train"]
+    start = f"`{model['base']}`" if model["initialize"] == "base" else "random weights"
+    lines = [f"Recipe `{manifest.recipe}`, seed {settings['seed']}. Begins from {start}.", ""]
     lines += ["| stage | parent | tokens | learning rate | mixture |", "|---|---|---|---|---|"]
-    ancestry = recipe.ancestry(manifest.stage) if manifest.stage in recipe.stages else []
-    for above, stage in zip(ancestry, [*ancestry[1:], None], strict=True):
-        steps = recipe.parent_step(stage) if stage is not None else manifest.step
-        shape = recipe.stages[above].learning_rate
-        peak = shape.peak or recipe.train.learning_rate
+    stages = {name: Stage.model_validate(stage) for name, stage in settings["stages"].items()}
+    per_step = train["sequence_length"] * train["global_batch_size"]
+    for (name, stage), child in zip(stages.items(), [*list(stages.values())[1:], None], strict=True):
+        mark = child.parent.at if child is not None else None
+        budget = mark if mark is not None else stage.tokens
+        tokens = -(-budget // per_step) * per_step if child is not None else manifest.stage_tokens
+        shape = stage.learning_rate
+        peak = shape.peak or train["learning_rate"]
         rate = f"{peak:g}" if shape.shape == "constant" else f"{peak:g} to {peak * shape.floor:g}, {shape.shape}"
-        mixture = ", ".join(f"{name} {weight:g}" for name, weight in recipe.stages[above].mixture.items())
-        tokens = format_tokens(steps * recipe.train.tokens_per_step)
-        lines.append(f"| {above} | {recipe.stages[above].parent.stage} | {tokens} | {rate} | {mixture} |")
+        mixture = ", ".join(f"{source} {weight:g}" for source, weight in stage.mixture.items())
+        parent = stage.parent.stage if stage.parent.stage != BASE else "the beginning"
+        lines.append(f"| {name} | {parent} | {format_tokens(tokens)} | {rate} | {mixture} |")
     lines += ["", f"{manifest.lineage_tokens:,} tokens in all, at step {manifest.step} of `{manifest.stage}`."]
     return lines
 

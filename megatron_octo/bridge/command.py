@@ -38,8 +38,8 @@ def _import(options: argparse.Namespace) -> int:
     from megatron_octo.recipe import Parallel
     from megatron_octo.runtime.progress import byte_progress
 
-    for name in ("tensor_parallel", "pipeline_parallel"):
-        if (value := getattr(options, name)) < 1:
+    for name in ("tensor_parallel", "pipeline_parallel", "virtual_pipeline"):
+        if (value := getattr(options, name)) is not None and value < 1:
             raise ModelError(f"--{name.replace('_', '-')} {value}: ranks are counted from 1; give 1 or more")
     layout = Parallel(
         tensor=options.tensor_parallel,
@@ -73,8 +73,10 @@ def _export(options: argparse.Namespace) -> int:
             shard_bytes=int(options.shard_gb * 1e9),
             on_bytes=on_bytes,
         )
-    rounded = f", after rounding to {options.dtype}" if report.rounded else ""
+    rounded = f", {report.rounded} of them after rounding to {options.dtype}" if report.rounded else ""
     print(f"{options.hf}: {report.tensors} tensors, {report.bytes:,} bytes, read back and equal bit for bit{rounded}")
+    if not any((options.hf / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
+        print(f"{options.hf} has no tokenizer: neither had the checkpoint; send one along with --tokenizer DIR")
     return _logits(options.hf, options.megatron) if options.logits else 0
 
 
@@ -102,6 +104,6 @@ def _logits(hf: Path, megatron: Path) -> int:
     print(
         f"logits in fp32 at {report.tokens} tokens: largest difference {report.largest_difference:.2e} "
         f"(tolerance {TOLERANCE:.0e}), top-1 agreement {100 * report.top1_agreement:.2f}%, "
-        f"largest KL {report.largest_kl:.2e} nats"
+        f"largest KL {report.largest_kl:.2e} nats" + ("" if report.is_finite else "; some are not finite")
     )
     return 0 if report.is_equal else 1

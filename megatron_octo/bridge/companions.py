@@ -50,11 +50,12 @@ def copy_base(source: Path, folder: Path) -> None:
     _copy(source, folder, _BASE)
 
 
-def find_companions(checkpoint: Path, tokenizer: Path | None) -> Companions:
+def find_companions(checkpoint: Path, tokenizer: Path | None, config: Path | None = None) -> Companions:
     """The companions of a checkpoint: kept in it by an import, or in the run folder that it stands in.
 
     Args:
         tokenizer: a folder whose tokenizer is taken instead.
+        config: a Hugging Face folder to take them from where the checkpoint has none.
 
     Raises:
         ModelError: that folder has no tokenizer.
@@ -63,13 +64,11 @@ def find_companions(checkpoint: Path, tokenizer: Path | None) -> Companions:
         (tokenizer / name).is_file() for name in ("tokenizer.json", "tokenizer.model")
     ):
         raise ModelError(f"{tokenizer}: no tokenizer.json or tokenizer.model there; give the folder that has one")
-    if (checkpoint / FOLDER).is_dir():
-        base = checkpoint / FOLDER
-        has_tokenizer = any((base / name).is_file() for name in _TOKENIZER)
-        return Companions(base, tokenizer or (base if has_tokenizer else None))
     run = run_of(checkpoint)
     if run is None:
-        return Companions(None, tokenizer)
+        base = checkpoint / FOLDER if (checkpoint / FOLDER).is_dir() else config
+        has_tokenizer = base is not None and any((base / name).is_file() for name in _TOKENIZER)
+        return Companions(base, tokenizer or (base if has_tokenizer else None))
     base = run.base / FOLDER
     prepared = run.tokenizer if (run.tokenizer / "tokenizer.json").is_file() else None
     return Companions(base if base.is_dir() else None, tokenizer or prepared)

@@ -44,8 +44,11 @@ def architecture_of(config: dict[str, Any], where: str) -> Architecture:
     family_of(model_type, where)
     from transformers import AutoConfig
 
-    # transformers knows its defaults, and reads both of its ways to write RoPE
-    read = AutoConfig.for_model(**config).to_dict()
+    try:
+        # transformers knows its defaults, and reads both of its ways to write RoPE
+        read = AutoConfig.for_model(**config).to_dict()
+    except Exception as error:  # it raises many kinds: a missing key of a RoPE, a field of another type
+        raise ModelError(f"{where}: transformers cannot read its config.json ({error!r}); mend it") from None
     for key, expected, what in _FIXED[model_type]:
         if key in read and read[key] not in expected:
             raise ModelError(f"{where}: {key} = {read[key]!r}: {what}; this model cannot be converted")
@@ -113,12 +116,8 @@ def config_of(shape: Architecture, dtype: torch.dtype, base: dict[str, Any] | No
     config |= {"architectures": [family.class_name], "hidden_act": "silu", "attention_dropout": 0.0, **written}
     config["head_dim"] = shape.kv_channels
     scaling = shape.rope_scaling.model_dump(mode="json") if shape.rope_scaling is not None else None
-    if "rope_parameters" in config:  # as transformers 5 writes it
-        config["rope_parameters"] = {"rope_theta": shape.rope_theta, **(scaling or {"rope_type": "default"})}
-        config.pop("rope_scaling", None)
-        config.pop("rope_theta", None)
-    else:
-        config |= {"rope_theta": shape.rope_theta, "rope_scaling": scaling}
+    config.pop("rope_parameters", None)  # as transformers 5 spells it: 4 would ignore it, and compute without scaling
+    config |= {"rope_theta": shape.rope_theta, "rope_scaling": scaling}
     if shape.model_type == "llama":
         config |= {"attention_bias": False, "mlp_bias": False}
     config["torch_dtype"] = config["dtype"] = DTYPE_NAMES[dtype]

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from megatron_octo.bridge.card import lineage_of, model_card
-from megatron_octo.bridge.companions import Companions, find_companions, write_companions
+from megatron_octo.bridge.companions import find_companions, write_companions
 from megatron_octo.bridge.config import CONFIG, config_of
 from megatron_octo.bridge.hf_folder import open_hf_folder
 from megatron_octo.bridge.megatron_folder import MegatronFolder, open_megatron_folder
@@ -15,7 +15,8 @@ from megatron_octo.bridge.safetensors_writer import SHARD_BYTES, Planned, Sharde
 from megatron_octo.bridge.verify import TensorReport, verify_tensors
 from megatron_octo.bridge.weight_map import in_order, sizes_of
 from megatron_octo.errors import CheckpointError
-from megatron_octo.runtime.beside import folder_beside, put_in_place
+from megatron_octo.runtime.beside import folder_beside, put_in_new_place, put_in_place
+from megatron_octo.runtime.checkpoints import verify_checkpoint
 from megatron_octo.runtime.files import sync_tree, write_json_atomically
 
 OnBytes = Callable[[int], None]
@@ -31,6 +32,7 @@ def export_checkpoint(
     tokenizer: Path | None = None,
     dtype: torch.dtype | None = None,
     shard_bytes: int = SHARD_BYTES,
+    replace: bool = False,
     on_bytes: OnBytes | None = None,
 ) -> TensorReport:
     """Write a checkpoint as a folder that transformers and vLLM load with no code of ours, and check every tensor.
@@ -41,8 +43,9 @@ def export_checkpoint(
         source: a `step-...` folder, an imported checkpoint, or with `config` any torch_dist checkpoint of the family.
         target: a new folder.
         tokenizer: a folder whose tokenizer goes with the model (default: that of the run, or of the imported base).
-        dtype: round the weights to it (default: as they are stored).
+        dtype: round the weights to it (default: each as it is stored).
         shard_bytes: largest safetensors file.
+        replace: put the export in the place of what stands there, once it is whole.
         on_bytes: hears of the bytes written, and of the same bytes again as they are compared.
 
     Raises:
@@ -50,10 +53,11 @@ def export_checkpoint(
         RuntimeSetupError: the target holds something, another process makes it, or the disk is too small.
     """
     checkpoint = open_megatron_folder(source, config)
-    companions = find_companions(source, tokenizer)
-    dtype = dtype or checkpoint.dtype
+    companions = find_companions(source, tokenizer, config)
     planned = _plan(checkpoint, dtype)
-    check_place(target, sum(tensor.bytes for tensor in planned))
+    check_place(target, sum(tensor.bytes for tensor in planned), may_replace=replace)
+    if checkpoint.digest is not None:
+        verify_checkpoint(source)  # a flipped bit would be exported, and compared with itself
     with folder_beside(target) as work:
         output = work / "output"
         output.mkdir()
@@ -63,7 +67,10 @@ def export_checkpoint(
             if on_bytes is not None:
                 on_bytes(tensor.nbytes)
         writer.close()
-        _write_rest(checkpoint, companions, dtype, output)
+        write_companions(companions, output)
+        tokens = companions.special_tokens() if companions.config is None else {}
+        text = config_of(checkpoint.shape, dtype or checkpoint.dtype, companions.config, tokens)
+        (output / CONFIG).write_text(text, encoding="utf-8")
         report = verify_tensors(open_hf_folder(output), checkpoint, on_bytes)
         if report.different:
             raise CheckpointError(
@@ -77,33 +84,30 @@ def export_checkpoint(
             "files": [record.model_dump() for record in writer.records],
         }
         write_json_atomically(output / RECORD, record)
+        card = model_card(checkpoint.shape, open_hf_folder(output).dtype, lineage_of(source), report.rounded > 0)
+        (output / "README.md").write_text(card, encoding="utf-8")
         sync_tree(output)
-        put_in_place(output, target)
+        if replace:
+            put_in_place(output, target)
+        else:
+            put_in_new_place(output, target)
     return report
 
 
-def _plan(checkpoint: MegatronFolder, dtype: torch.dtype) -> list[Planned]:
+def _plan(checkpoint: MegatronFolder, dtype: torch.dtype | None) -> list[Planned]:
     sizes = sizes_of(checkpoint.shape)
     return [
-        Planned(name, shape, dtype)
+        Planned(name, shape, dtype or checkpoint.reader.dtype(rule.key))
         for rule, layer in in_order(checkpoint.rules, checkpoint.shape.num_hidden_layers)
         for name, shape in zip(rule.names(layer), rule.part_shapes(sizes), strict=True)
     ]
 
 
-def _tensors(checkpoint: MegatronFolder, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
+def _tensors(checkpoint: MegatronFolder, dtype: torch.dtype | None) -> Iterator[tuple[str, torch.Tensor]]:
     shape = checkpoint.shape
     for rule, layer in in_order(checkpoint.rules, shape.num_hidden_layers):
         # the vocabulary's padding is the only thing that is left behind
         rows = rule.shape(sizes_of(shape))[0]
         whole = checkpoint.reader.read(rule.key, layer, rows)
-        yield from zip(rule.names(layer), (x.to(dtype) for x in rule.join.separate(whole, shape)), strict=True)
-
-
-def _write_rest(checkpoint: MegatronFolder, companions: Companions, dtype: torch.dtype, output: Path) -> None:
-    write_companions(companions, output)
-    tokens = companions.special_tokens() if companions.config is None else {}
-    text = config_of(checkpoint.shape, dtype, companions.config, tokens)
-    (output / CONFIG).write_text(text, encoding="utf-8")
-    card = model_card(checkpoint.shape, dtype, lineage_of(checkpoint.path))
-    (output / "README.md").write_text(card, encoding="utf-8")
+        parts = rule.join.separate(whole if dtype is None else whole.to(dtype), shape)
+        yield from zip(rule.names(layer), parts, strict=True)

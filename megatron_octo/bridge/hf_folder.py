@@ -130,22 +130,40 @@ def _problems(folder: HfFolder) -> Iterator[str]:
     for name in expected.keys() & folder.tensors.keys():
         if folder.tensors[name].shape != expected[name]:
             yield f"{name}: of shape {list(folder.tensors[name].shape)}, not {list(expected[name])}"
+    yield from _mixed_dtypes(folder)
+
+
+def _mixed_dtypes(folder: HfFolder) -> Iterator[str]:
+    """Megatron stacks a tensor over the layers under one dtype: a layer in another would be rounded without a word."""
+    for rule in folder.family.rules_of(folder.shape):
+        layers = range(folder.shape.num_hidden_layers) if rule.in_layers else [None]
+        names = [name for layer in layers for name in rule.names(layer) if name in folder.tensors]
+        dtypes = [folder.tensors[name].dtype for name in names]
+        usual = max(set(dtypes), key=dtypes.count, default=None)
+        for name, dtype in zip(names, dtypes, strict=True):
+            if dtype != usual:
+                yield f"{name}: {dtype}, where its like in other layers or parts are {usual}; cast the model to one"
 
 
 def _stored(path: Path) -> Iterator[tuple[str, Stored]]:
-    if (path / INDEX).is_file():
+    if not (path / SINGLE).is_file() and (path / INDEX).is_file():  # with both, transformers takes the single file
         try:
             names = set(json.loads((path / INDEX).read_text())["weight_map"].values())
         except (ValueError, KeyError, AttributeError) as error:
             raise ModelError(f"{path / INDEX}: not an index of safetensors ({error!r}); copy it again") from None
     else:
         names = {SINGLE}
+    seen: dict[str, Path] = {}
     for name in sorted(names):
         if not (path / name).is_file():
             has_bin = any(path.glob("*.bin"))
             hint = "convert its .bin files to safetensors first" if has_bin else "copy the folder again"
             raise ModelError(f"{path}: {name} is not there; {hint}")
-        yield from _header(path / name)
+        for tensor, stored in _header(path / name):
+            if tensor in seen:
+                raise ModelError(f"{path}: {tensor} is in {seen[tensor].name} and in {name}; copy the folder again")
+            seen[tensor] = stored.file
+            yield tensor, stored
 
 
 def _header(file: Path) -> Iterator[tuple[str, Stored]]:

@@ -15,7 +15,7 @@ from megatron_octo.bridge.place import check_place
 from megatron_octo.bridge.torch_dist import Chunk, write_torch_dist
 from megatron_octo.bridge.weight_map import Rule, sizes_of
 from megatron_octo.recipe import BASE, Parallel
-from megatron_octo.runtime.beside import folder_beside, put_in_place
+from megatron_octo.runtime.beside import folder_beside, put_in_new_place
 from megatron_octo.runtime.checkpoints import MANIFEST, CheckpointManifest, FileRecord, files_below
 from megatron_octo.runtime.files import sha256_of, sync_tree, write_text_atomically
 
@@ -75,7 +75,7 @@ def import_checkpoint(
             ],
         )
         write_text_atomically(output / MANIFEST, manifest.model_dump_json(indent=2) + "\n")
-        put_in_place(output, target)
+        put_in_new_place(output, target)
     return manifest
 
 

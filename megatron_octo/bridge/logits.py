@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
@@ -36,11 +37,13 @@ class LogitsReport:
     """Share of tokens whose likeliest next token is the same."""
     largest_kl: float
     """KL divergence of a token's two distributions, in nats: the largest."""
+    is_finite: bool
+    """Whether every logit of both is a finite number: what is NaN on both sides proves nothing."""
 
     @property
     def is_equal(self) -> bool:
         """Within the tolerance, at every token."""
-        return self.largest_difference <= TOLERANCE and self.top1_agreement == 1.0
+        return self.is_finite and self.largest_difference <= TOLERANCE and self.top1_agreement == 1.0
 
 
 def compare_logits(hf: Path, megatron: Path) -> LogitsReport:
@@ -50,7 +53,9 @@ def compare_logits(hf: Path, megatron: Path) -> LogitsReport:
         CheckpointError: one of them cannot be run; with what it said.
     """
     command = [sys.executable, "-m", "megatron_octo.bridge.logits", str(hf), str(megatron)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    # on a GPU, products in fp32, and not in TF32 as Transformer Engine would take them
+    environment = os.environ | {"NVIDIA_TF32_OVERRIDE": "0"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
         said = "\n".join(done.stderr.strip().splitlines()[-12:])
         raise CheckpointError(f"{megatron} and {hf}: the logits could not be computed:\n{said}")
@@ -60,6 +65,7 @@ def compare_logits(hf: Path, megatron: Path) -> LogitsReport:
 def _compare(hf: Path, megatron: Path) -> LogitsReport:
     from transformers import AutoModelForCausalLM
 
+    from megatron_octo.bridge.hf_folder import open_hf_folder
     from megatron_octo.bridge.load import load_weights
     from megatron_octo.bridge.megatron_folder import open_megatron_folder
     from megatron_octo.model.build import build_model
@@ -70,6 +76,7 @@ def _compare(hf: Path, megatron: Path) -> LogitsReport:
     from megatron_octo.runtime.groups import Rank, start_process_groups, stop_process_groups
 
     # what the checkpoint itself says, where it does: a configuration that lost something must show as a difference
+    folder = open_hf_folder(hf)
     shape = open_megatron_folder(megatron, None if (megatron / MANIFEST).is_file() else hf).shape
     device = setup_device(announce=False)
     train = TrainSection(
@@ -82,22 +89,25 @@ def _compare(hf: Path, megatron: Path) -> LogitsReport:
     start_process_groups(Rank(0, 0, 1), Parallel(), device, seed=0)
     ours = build_model(shape, train, Parallel(), device)[0].eval()
     load_weights(megatron, [ours])
+    for parameter in ours.parameters():  # an export may have been rounded, and is to be compared with what it says
+        parameter.data.copy_(parameter.to(folder.dtype).float())
     theirs: Any = AutoModelForCausalLM.from_pretrained(hf, dtype=torch.float32, attn_implementation="eager")
     theirs.to(device).eval()
-    count, agreed, largest, largest_kl = 0, 0, 0.0, 0.0
+    count, agreed, largest, largest_kl, is_finite = 0, 0, 0.0, 0.0, True
     for prompt in _prompts(hf, shape.vocab_size):
         tokens_1S = prompt[: shape.max_position_embeddings].unsqueeze(0).to(device)
         positions_1S = torch.arange(tokens_1S.size(1), device=device).unsqueeze(0)
         with torch.no_grad():
             ours_SV = ours(tokens_1S, positions_1S, None)[0, :, : shape.vocab_size].float()
             theirs_SV = theirs(tokens_1S).logits[0].float()
+        is_finite &= bool(ours_SV.isfinite().all() and theirs_SV.isfinite().all())
         largest = max(largest, float((ours_SV - theirs_SV).abs().max()))
         agreed += int((ours_SV.argmax(-1) == theirs_SV.argmax(-1)).sum())
         count += tokens_1S.numel()
         a_SV, b_SV = F.log_softmax(theirs_SV.double(), -1), F.log_softmax(ours_SV.double(), -1)
         largest_kl = max(largest_kl, float((a_SV.exp() * (a_SV - b_SV)).sum(-1).max()))
     stop_process_groups()
-    return LogitsReport(count, largest, agreed / count, largest_kl)
+    return LogitsReport(count, largest, agreed / count, largest_kl, is_finite)
 
 
 def _prompts(hf: Path, vocab_size: int) -> list[torch.Tensor]:

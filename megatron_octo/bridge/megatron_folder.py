@@ -15,6 +15,8 @@ from megatron_octo.recipe import Architecture
 from megatron_octo.runtime.checkpoints import MANIFEST, check_sizes, read_checkpoint_manifest
 from megatron_octo.runtime.files import sha256_of
 
+_MOST_TENSOR_RANKS = 64
+
 
 @dataclass(frozen=True)
 class MegatronFolder:
@@ -73,6 +75,12 @@ def open_megatron_folder(folder: Path, config: Path | None = None) -> MegatronFo
     return checkpoint
 
 
+def is_padded(rows: int, vocabulary: int) -> bool:
+    """Whether rows are a vocabulary rounded up as Megatron does: to the tensor ranks, or to 128 times as many."""
+    multiples = [multiple * ranks for ranks in range(1, _MOST_TENSOR_RANKS + 1) for multiple in (1, 128)]
+    return any(rows == -(-vocabulary // multiple) * multiple for multiple in multiples)
+
+
 def _problems(checkpoint: MegatronFolder) -> Iterator[str]:
     sizes, reader, layers = sizes_of(checkpoint.shape), checkpoint.reader, checkpoint.shape.num_hidden_layers
     rules = {rule.key: rule for rule in checkpoint.rules}
@@ -85,6 +93,6 @@ def _problems(checkpoint: MegatronFolder) -> Iterator[str]:
         expected = (layers, *expected) if rules[key].in_layers else expected
         found = reader.size(key)
         is_vocabulary = rules[key].parts[0].shape[0] == "vocabulary"
-        fits = found == expected or (is_vocabulary and found[0] > expected[0] and found[1:] == expected[1:])
+        fits = found == expected or (is_vocabulary and found[1:] == expected[1:] and is_padded(found[0], expected[0]))
         if not fits:
             yield f"{key}: of shape {list(found)}, not {list(expected)}"

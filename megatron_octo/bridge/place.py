@@ -9,7 +9,7 @@ _MARGIN = 64 << 20
 """Bytes for everything that is no weight."""
 
 
-def check_place(target: Path, weight_bytes: int) -> None:
+def check_place(target: Path, weight_bytes: int, may_replace: bool = False) -> None:
     """Refuse a target that holds something, or a disk that will not hold it.
 
     Raises:
@@ -17,7 +17,7 @@ def check_place(target: Path, weight_bytes: int) -> None:
     """
     if target.is_file() or target.is_symlink():
         raise RuntimeSetupError(f"{target}: this is no folder; give another name, or remove it")
-    if target.is_dir() and (present := sorted(entry.name for entry in target.iterdir())):
+    if not may_replace and target.is_dir() and (present := sorted(entry.name for entry in target.iterdir())):
         shown = ", ".join(present[:4]) + (", ..." if len(present) > 4 else "")
         raise RuntimeSetupError(
             f"{target}: holds something already ({shown}); give another name, or remove the folder yourself"

@@ -1,7 +1,6 @@
 """Exports of a recipe's stages: `stages/<stage>/hf/`, made where they are missing or of an older checkpoint."""
 
 import json
-import shutil
 from pathlib import Path
 
 from megatron_octo.bridge.export_hf import RECORD, export_checkpoint
@@ -51,10 +50,9 @@ def export_stages(recipe: Recipe, run: RunFolder, stages: list[str]) -> None:
         if before == digest:
             print(f"{stage}: already exported ({target}); skipped", flush=True)
             continue
-        if before is not None:  # an export of ours, of a checkpoint that has been trained again since
-            shutil.rmtree(target)
         opened = open_megatron_folder(checkpoint)
         total = 2 * opened.shape.num_parameters() * opened.dtype.itemsize
         with byte_progress(f"export {stage}", total) as on_bytes:
-            report = export_checkpoint(checkpoint, target, on_bytes=on_bytes)
+            # an export of ours, of a checkpoint that has been trained again since, gives way once the new one is whole
+            report = export_checkpoint(checkpoint, target, replace=before is not None, on_bytes=on_bytes)
         print(f"{stage}: {target}, {report.tensors} tensors read back and equal bit for bit", flush=True)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -17,7 +18,15 @@ from megatron_octo.errors import RuntimeSetupError
 from megatron_octo.runtime.files import write_text_atomically
 
 
-def generate(model: Path, prompts: Sequence[str], max_tokens: int) -> list[str]:
+@dataclass(frozen=True)
+class Completion:
+    """What a model said after a prompt."""
+
+    text: str
+    token_ids: tuple[int, ...]
+
+
+def generate(model: Path, prompts: Sequence[str], max_tokens: int) -> list[Completion]:
     """What a model says after each prompt, greedily, up to its end of text or `max_tokens`.
 
     Args:
@@ -37,8 +46,7 @@ def generate(model: Path, prompts: Sequence[str], max_tokens: int) -> list[str]:
         if done.returncode or not answered.is_file():
             said = "\n".join(log.read_text(errors="replace").strip().splitlines()[-12:])
             raise RuntimeSetupError(f"{model}: vLLM ended with status {done.returncode}:\n{said}")
-        responses: list[str] = json.loads(answered.read_text())
-        return responses
+        return [Completion(text, tuple(ids)) for text, ids in json.loads(answered.read_text())]
 
 
 def _settings(model: Path, longest: int, max_tokens: int) -> dict[str, object]:
@@ -73,7 +81,9 @@ def main() -> None:
     engine = LLM(**_settings(options.model, max(map(len, tokens)), asked["max_tokens"]))
     greedy = SamplingParams(temperature=0.0, max_tokens=asked["max_tokens"])
     outputs = engine.generate([{"prompt_token_ids": ids} for ids in tokens], greedy, use_tqdm=False)
-    write_text_atomically(options.responses, json.dumps([output.outputs[0].text for output in outputs]))
+    write_text_atomically(
+        options.responses, json.dumps([[o.outputs[0].text, list(o.outputs[0].token_ids)] for o in outputs])
+    )
     sys.stdout.flush()
     os._exit(0)  # libraries underneath print pages of leaks where Python takes them down
 

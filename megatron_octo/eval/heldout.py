@@ -7,13 +7,14 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from megatron_octo.bridge.stages import exported_digest
+from megatron_octo.bridge.stages import exported_digest, last_checkpoint
 from megatron_octo.data.answers import last_boxed
 from megatron_octo.data.heldout import read_heldout
 from megatron_octo.errors import CheckpointError
 from megatron_octo.eval.generate import generate
 from megatron_octo.recipe import Recipe
-from megatron_octo.runtime.files import write_json_atomically, write_text_atomically
+from megatron_octo.runtime.checkpoints import MANIFEST
+from megatron_octo.runtime.files import sha256_of, write_json_atomically, write_text_atomically
 from megatron_octo.runtime.run_folder import RunFolder
 
 MAX_TOKENS = 96
@@ -51,19 +52,25 @@ def answer_heldout(recipe: Recipe, run: RunFolder, stages: list[str], console: C
     for stage, digest in digests.items():
         if digest is None:
             raise CheckpointError(f"{stage} is not exported; run `octo export {recipe.name} {stage}` first")
+        if digest != sha256_of(last_checkpoint(recipe, run, stage) / MANIFEST):
+            raise CheckpointError(
+                f"{run.exported(stage)} is of an older checkpoint than {stage} ends with; "
+                f"run `octo export {recipe.name} {stage}` first"
+            )
     for stage, digest in digests.items():
         path = run.evaluation(stage) / "heldout.json"
         before = json.loads(path.read_text()) if path.is_file() else {}
-        if before.get("checkpoint_manifest_sha256") == digest:
+        of = {"checkpoint_manifest_sha256": digest, "problems_sha256": sha256_of(run.heldout)}
+        if {key: before.get(key) for key in of} == of:
             console.print(f"{stage}: {_score(before)}, answered already; skipped", highlight=False)
             continue
         with console.status(f"{stage}: vLLM answers {len(problems)} held-out problems"):
-            responses = generate(run.exported(stage), [problem["prompt"] for problem in problems], MAX_TOKENS)
+            completions = generate(run.exported(stage), [problem["prompt"] for problem in problems], MAX_TOKENS)
         answers = [
-            Answer(problem["question"], response, problem["answer"])
-            for problem, response in zip(problems, responses, strict=True)
+            Answer(problem["question"], completion.text, problem["answer"])
+            for problem, completion in zip(problems, completions, strict=True)
         ]
-        result = _write(run, stage, answers, digest)
+        result = _write(run, stage, answers, of)
         console.print(f"[bold]{escape(stage)}[/bold]: {_score(result)}", highlight=False)
         for answer in answers[:SHOWN]:
             mark = "[green]right[/green]" if answer.is_right else f"[red]wrong[/red], it is {answer.expected}"
@@ -75,18 +82,13 @@ def _score(result: dict[str, Any]) -> str:
     return f"{result['right']} of {result['problems']} held-out problems right, {100 * result['accuracy']:.1f}%"
 
 
-def _write(run: RunFolder, stage: str, answers: list[Answer], digest: str | None) -> dict[str, Any]:
+def _write(run: RunFolder, stage: str, answers: list[Answer], of: dict[str, Any]) -> dict[str, Any]:
     folder = run.evaluation(stage)
     rows = [
         {"question": a.question, "response": a.response, "expected": a.expected, "right": a.is_right} for a in answers
     ]
     write_text_atomically(folder / "heldout.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     right = sum(answer.is_right for answer in answers)
-    result = {
-        "accuracy": right / len(answers),
-        "problems": len(answers),
-        "right": right,
-        "checkpoint_manifest_sha256": digest,
-    }
+    result = {"accuracy": right / len(answers), "problems": len(answers), "right": right, **of}
     write_json_atomically(folder / "heldout.json", result)
     return result

@@ -129,13 +129,14 @@ def _result(path: Path) -> dict[str, Any]:
 
 
 def _heldout(run: RunFolder, stage: str) -> dict[str, Any]:
-    """The stage's accuracy, unless it was measured on another checkpoint than the stage ends with."""
+    """The stage's accuracy, unless it was measured on another checkpoint than it ends with, or other problems."""
     path = run.evaluation(stage) / "heldout.json"
     if not path.is_file():
         return {}
     measured = _read(path)
     manifest = run.checkpoints(stage) / _read(run.result(stage))["checkpoint"] / MANIFEST
-    if not manifest.is_file() or sha256_of(manifest) != measured.get("checkpoint_manifest_sha256"):
+    of = {"checkpoint_manifest_sha256": manifest, "problems_sha256": run.heldout}
+    if any(not file.is_file() or sha256_of(file) != measured.get(key) for key, file in of.items()):
         return {}
     return {key: measured[key] for key in HELDOUT_KEYS}
 

@@ -29,9 +29,13 @@ def folder_beside(final: Path) -> Iterator[Path]:
         for stale in final.parent.glob(f".{glob.escape(final.name)}.{kind}-*"):
             _remove_stale(stale, final)
     folder = final.with_name(f".{final.name}.partial-{os.getpid()}")
-    folder.mkdir()
-    with open(folder / _LOCK, "w") as lock:
+    # under a name that nobody clears until it is locked
+    unlocked = final.with_name(f".{final.name}.unlocked-{os.getpid()}")
+    shutil.rmtree(unlocked, ignore_errors=True)
+    unlocked.mkdir()
+    with open(unlocked / _LOCK, "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        unlocked.rename(folder)
         try:
             yield folder
         finally:
@@ -46,6 +50,22 @@ def put_in_place(folder: Path, final: Path) -> None:
     os.replace(folder, final)
     sync_folder(final.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def put_in_new_place(folder: Path, final: Path) -> None:
+    """Rename a finished folder to its final name, where nothing may stand but an empty folder.
+
+    Raises:
+        RuntimeSetupError: something came to stand there meanwhile.
+    """
+    try:
+        folder.rename(final)
+    except OSError as error:
+        raise RuntimeSetupError(
+            f"{final}: something came to stand there meanwhile ({error.strerror}), so what was made is not kept; give "
+            "another name"
+        ) from None
+    sync_folder(final.parent)
 
 
 def _remove_stale(folder: Path, final: Path) -> None:

@@ -29,6 +29,11 @@ CASES: dict[str, tuple[str, dict[str, Any], torch.dtype]] = {
         SMALL | {"tie_word_embeddings": True, "head_dim": 32, "rope_parameters": llama3_rope(32.0)},
         torch.bfloat16,
     ),
+    "llama-3.2-old-spelling": (  # as published: transformers 4 wrote it
+        "llama",
+        SMALL | {"tie_word_embeddings": True, "head_dim": 32, "rope_parameters": llama3_rope(32.0)},
+        torch.bfloat16,
+    ),
     "llama-3.1": (
         "llama",
         SMALL | {"tie_word_embeddings": False, "vocab_size": 264, "rope_parameters": llama3_rope(8.0)},
@@ -55,6 +60,10 @@ def make_model(case: str, folder: Path, shard: str = "5GB", **changes: Any) -> P
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
     model.to(dtype).save_pretrained(folder, max_shard_size=shard)
+    if case.endswith("old-spelling"):
+        rope = dict(json.loads((folder / "config.json").read_text())["rope_parameters"])
+        theta = rope.pop("rope_theta")
+        change_config(folder, rope_parameters=None, rope_theta=theta, rope_scaling=rope)
     return folder
 
 

@@ -9,9 +9,10 @@ import time
 import pytest
 
 from megatron_octo.runtime.checkpoints import verify_checkpoint
+from megatron_octo.runtime.progress import bytes_of
 from tests.bridge.models import make_model, same_bits
 
-KILLS = 3
+KILLS, BYTES = 3, 70_000_000
 TOOL = "tools/convert_checkpoint.py"
 
 
@@ -32,10 +33,12 @@ def test_killed_in_the_middle(folders, way):
     for _ in range(KILLS):
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         deadline = time.monotonic() + 120
-        while not list(folders.glob(f".{target.name}.partial-{process.pid}/output/*")):
+        written, moment = 0, dice.uniform(0.0, 0.6) * BYTES
+        while written <= moment:
             assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.002)
-        time.sleep(dice.uniform(0.0, 0.15))
+            output = folders / f".{target.name}.partial-{process.pid}/output"
+            written = bytes_of(output) if output.is_dir() else 0
+            time.sleep(0.001)
         process.send_signal(signal.SIGKILL)
         process.wait()
         assert not target.exists()

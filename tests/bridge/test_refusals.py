@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from megatron_octo.bridge import place
 from megatron_octo.bridge.export_hf import export_checkpoint
 from megatron_octo.bridge.import_hf import import_checkpoint
+from megatron_octo.bridge.megatron_folder import is_padded
 from megatron_octo.errors import CheckpointError, ModelError, RuntimeSetupError
 from megatron_octo.recipe import Parallel
 from tests.bridge.models import change_config, llama3_rope, make_model
@@ -48,6 +49,7 @@ def refused_import(hf, error, layout=None):
             {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}},
             ["partial_rotary_factor = 0.5"],
         ),
+        ({"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4}}, ["transformers cannot read its config"]),
         ({"hidden_act": "gelu"}, ["hidden_act = 'gelu'", "silu"]),
         ({"attention_bias": True}, ["attention_bias = True", "bias on the output projection"]),
         ({"mlp_bias": True}, ["mlp_bias = True", "biases in the MLP"]),
@@ -77,6 +79,25 @@ def test_tensors_that_are_missing_and_surplus_by_name(hf):
     message = refused_import(hf, ModelError)
     assert "model.norm.weight: missing, of shape [64]" in message
     assert "model.layers.0.self_attn.q_norm.weight: surplus, of shape [64]" in message
+
+
+def test_layers_in_different_dtypes(hf):
+    """Megatron stacks them under one, so that one of them would be rounded and nothing would say so."""
+    tensors = load_file(hf / "model.safetensors")
+    name = "model.layers.2.mlp.down_proj.weight"
+    save_file(tensors | {name: tensors[name].float()}, hf / "model.safetensors", metadata={"format": "pt"})
+    message = refused_import(hf, ModelError)
+    assert f"{name}: torch.float32, where its like in other layers or parts are torch.bfloat16" in message
+
+
+def test_a_tensor_that_two_shards_hold(tmp_path):
+    hf = make_model("llama-3.1", tmp_path / "hf", shard="150KB")
+    first, second = sorted(hf.glob("*.safetensors"))[:2]
+    tensors = load_file(first)
+    name = next(iter(tensors))
+    save_file(load_file(second) | {name: tensors[name]}, second, metadata={"format": "pt"})
+    message = refused_import(hf, ModelError)
+    assert f"{name} is in {first.name} and in {second.name}" in message
 
 
 def test_an_output_weight_that_is_not_the_embedding_of_a_tied_model(hf):
@@ -160,7 +181,13 @@ def refused_export(megatron, error, **arguments):
 def test_a_checkpoint_that_is_damaged_or_none(megatron, tmp_path):
     assert "no .metadata, so it is not a torch_dist checkpoint" in refused_export(tmp_path / "hf", CheckpointError)
     file = megatron / "__1_0.distcp"
-    file.write_bytes(file.read_bytes()[:-1])
+    whole = file.read_bytes()
+    altered = bytearray(whole)
+    altered[-2000] ^= 1
+    file.write_bytes(altered)
+    message = refused_export(megatron, CheckpointError)
+    assert "__1_0.distcp: SHA-256" in message
+    file.write_bytes(whole[:-1])
     message = refused_export(megatron, CheckpointError)
     assert "__1_0.distcp" in message and "restore it from a copy" in message
 
@@ -200,3 +227,33 @@ def test_an_export_that_reads_back_differently_is_not_kept(megatron, monkeypatch
     monkeypatch.setattr(HfFolder, "tensor", lying)
     message = refused_export(megatron, CheckpointError)
     assert "1 tensors read back differ" in message and "model.norm.weight" in message
+
+
+def test_what_comes_to_stand_at_the_target_meanwhile_is_kept(megatron, tmp_path, monkeypatch):
+    from megatron_octo.bridge import export_hf
+
+    def meanwhile(*arguments):
+        (tmp_path / "back").mkdir()
+        (tmp_path / "back" / "thesis.txt").write_text("mine")
+        return verify(*arguments)
+
+    verify = export_hf.verify_tensors
+    monkeypatch.setattr(export_hf, "verify_tensors", meanwhile)
+    with pytest.raises(RuntimeSetupError, match="something came to stand there meanwhile"):
+        export_checkpoint(megatron, tmp_path / "back")
+    assert files_under(tmp_path / "back") == {"thesis.txt"} and not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize(
+    ("rows", "vocabulary", "fits"),
+    [
+        (262, 261, True),
+        (264, 261, True),
+        (384, 261, True),
+        (128_512, 128_256, True),
+        (261, 200, False),
+        (152, 100, False),
+    ],
+)
+def test_a_padded_vocabulary_is_one_that_megatron_pads(rows, vocabulary, fits):
+    assert is_padded(rows, vocabulary) == fits

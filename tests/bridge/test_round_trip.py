@@ -1,10 +1,11 @@
 """There and back through every layout: the same bits, and configurations that say the same."""
 
 import json
+import shutil
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
 from megatron_octo.bridge.export_hf import export_checkpoint
@@ -49,6 +50,12 @@ def test_a_configuration_comes_back_as_transformers_reads_it(case, tmp_path):
     assert {k: v for k, v in before.items() if k != "_name_or_path"} | {"head_dim": after["head_dim"]} == {
         k: v for k, v in after.items() if k != "_name_or_path"
     }
+    written = json.loads((tmp_path / "back" / "config.json").read_text())
+    factor = {"llama-3.2": 32.0, "llama-3.2-old-spelling": 32.0, "llama-3.1": 8.0}.get(case)
+    assert "rope_parameters" not in written  # transformers 4 reads the old spelling alone, and 5 both
+    assert (written["rope_scaling"] or {}).get("factor") == factor and written["rope_theta"] >= 10000.0
+    assert written["torch_dtype"] == str(CASES[case][2]).removeprefix("torch.")
+    assert written["tie_word_embeddings"] == CASES[case][1].get("tie_word_embeddings", False)
     generation = "generation_config.json"
     assert (tmp_path / "back" / generation).read_text() == (hf / generation).read_text()
 
@@ -118,3 +125,40 @@ def test_verification_names_the_tensor_that_differs(tmp_path):
     file.write_bytes(raw)
     report = verify_tensors(open_hf_folder(hf), open_megatron_folder(tmp_path / "m"))
     assert report.different == (name,) and report.tensors == len(header) - ("__metadata__" in header)
+
+
+def test_norms_in_fp32_beside_weights_in_bf16_keep_their_bits(tmp_path):
+    hf = make_model("llama-3.2", tmp_path / "hf")
+    tensors = load_file(hf / "model.safetensors")
+    tensors = {name: x.float() + 1e-6 if "norm" in name else x for name, x in tensors.items()}
+    save_file(tensors, hf / "model.safetensors", metadata={"format": "pt"})
+    import_checkpoint(hf, tmp_path / "m", Parallel(tensor=2))
+    report = export_checkpoint(tmp_path / "m", tmp_path / "back")
+    assert report.rounded == 0 and same_bits(hf, tmp_path / "back")
+    rounded = export_checkpoint(tmp_path / "m", tmp_path / "rounded", dtype=torch.bfloat16)
+    assert rounded.rounded == 9  # two norms a layer and the last one
+    assert "bit for bit, after rounding to bfloat16" in (tmp_path / "rounded" / "README.md").read_text()
+
+
+def test_an_export_can_take_the_place_of_an_older_one(tmp_path):
+    first, second = (
+        make_model("llama-3.1", tmp_path / name, **c) for name, c in (("a", {}), ("b", {"vocab_size": 99}))
+    )
+    for hf in (first, second):
+        import_checkpoint(hf, tmp_path / f"m-{hf.name}", Parallel())
+    export_checkpoint(tmp_path / "m-a", tmp_path / "back")
+    export_checkpoint(tmp_path / "m-b", tmp_path / "back", replace=True)
+    assert same_bits(second, tmp_path / "back") and not list(tmp_path.glob(".*"))
+
+
+def test_a_configuration_given_by_hand_brings_its_tokenizer(tmp_path):
+    """A checkpoint of Megatron-LM has neither configuration nor tokenizer."""
+    hf = make_model("llama-3.2", tmp_path / "hf")
+    (hf / "tokenizer.json").write_text("{}")
+    import_checkpoint(hf, tmp_path / "m", Parallel())
+    (tmp_path / "m" / "manifest.json").unlink()
+    shutil.rmtree(tmp_path / "m" / "hf")
+    export_checkpoint(tmp_path / "m", tmp_path / "back", config=hf)
+    assert (tmp_path / "back" / "tokenizer.json").read_text() == "{}"
+    written = json.loads((tmp_path / "back" / "config.json").read_text())
+    assert written["eos_token_id"] == json.loads((hf / "config.json").read_text())["eos_token_id"]

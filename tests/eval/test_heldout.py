@@ -8,7 +8,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from megatron_octo.bridge.export_hf import export_checkpoint
+from megatron_octo.bridge.import_hf import import_checkpoint
 from megatron_octo.eval.generate import generate
+from megatron_octo.recipe import Parallel
+from tests.bridge.models import make_model
 from tests.support import MINI, octo
 
 pytestmark = pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed")
@@ -28,17 +32,24 @@ def exported(prepared, tmp_path_factory):
     return folder
 
 
-def test_vllm_says_what_transformers_says(exported):
-    """The same greedy tokens, in fp32: 48 of them after each of four prompts."""
+@pytest.mark.parametrize("kind", ["trained", "llama-3.2", "qwen2.5-untied"])
+def test_vllm_says_what_transformers_says(kind, exported, tmp_path):
+    """The same greedy tokens, in fp32: after each of four prompts, up to 48 of them."""
     folder = exported / "runs/mini/stages/stable/hf"
+    if kind != "trained":
+        tokenizer_folder, folder = folder, tmp_path / "back"
+        hf = make_model(kind, tmp_path / "hf", head_dim=32)
+        import_checkpoint(hf, tmp_path / "megatron", Parallel(tensor=2, pipeline=2))
+        export_checkpoint(tmp_path / "megatron", folder, tokenizer=tokenizer_folder, dtype=torch.float32)
     prompts = ["Question:1+2+3\nAnswer:", "print(", "User:What is 7-4?\nAssistant:", "To find 12+7"]
-    responses = generate(folder, prompts, max_tokens=48)
+    completions = generate(folder, prompts, max_tokens=48)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder)
-    for prompt, response in zip(prompts, responses, strict=True):
+    for prompt, completion in zip(prompts, completions, strict=True):
         ids = torch.tensor([tokenizer(prompt)["input_ids"]])
         output = model.generate(ids, max_new_tokens=48, do_sample=False)
-        assert tokenizer.decode(output[0, ids.size(1) :], skip_special_tokens=True) == response
+        expected = output[0, ids.size(1) :].tolist()
+        assert list(completion.token_ids) == expected and len(expected) > 8
 
 
 def test_held_out_problems_are_answered_once_and_summed_up(exported):
@@ -51,6 +62,17 @@ def test_held_out_problems_are_answered_once_and_summed_up(exported):
     again = octo("heldout", str(MINI), "stable", *WIDER, cwd=exported).stdout
     assert "answered already; skipped" in again
     assert "already exported" in octo("export", str(MINI), "stable", *WIDER, cwd=exported).stdout
+
+
+def test_other_problems_are_asked_again(exported, tmp_path):
+    """The accuracy in the summary is of the problems that are there now."""
+    folder = tmp_path / "copy"
+    shutil.copytree(exported, folder)
+    problems = folder / "runs/mini/data/heldout/problems.jsonl"
+    problems.write_text("".join(problems.read_text().splitlines(keepends=True)[:5]))
+    octo("report", str(MINI), *WIDER, cwd=folder)
+    assert "accuracy" not in json.loads((folder / "runs/mini/summary.json").read_text())["stages"]["stable"]
+    assert "of 5 held-out problems right" in octo("heldout", str(MINI), "stable", *WIDER, cwd=folder).stdout
 
 
 def test_a_stage_that_is_not_exported(exported):

@@ -73,7 +73,7 @@ BAD = {
     ),
     "mark beyond the parent": (
         ["stages.decay-long.parent={stage: stable, at: 4M}"],
-        ["stages.decay-long.parent.at = 4000000", "3000000 tokens of 'stable'", "lower it"],
+        ["stages.decay-long.parent.at = 4000000", "2000000 tokens of 'stable'", "lower it"],
     ),
     "mark on the base": (["stages.stable.parent.at=1M"], ["stages.stable.parent.at = 1000000", "leave it out"]),
     "virtual pipeline alone": (
@@ -94,8 +94,8 @@ BAD = {
         ["parallel.context = 3", "train.sequence_length 128", "choose a divisor"],
     ),
     "warmup": (
-        ["stages.stable.learning_rate.warmup=3M"],
-        ["stages.stable.learning_rate.warmup = 3000000", "3000000 tokens", "shorten it"],
+        ["stages.stable.learning_rate.warmup=2M"],
+        ["stages.stable.learning_rate.warmup = 2000000", "2000000 tokens", "shorten it"],
     ),
     "sequence beyond positions": (
         ["train.sequence_length=1024"],

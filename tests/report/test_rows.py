@@ -46,7 +46,7 @@ def test_tokens_are_of_the_stage_and_of_the_lineage(tmp_path: Path, recipe: Reci
     write_lines(path, [step_row(recipe, "decay-long", 1, 1.0)])
     (row,) = read_steps(path)
     assert row.stage_tokens == 4_096
-    assert row.tokens == 734 * 4_096
+    assert row.tokens == 490 * 4_096
     assert row.lr == 2e-3
 
 

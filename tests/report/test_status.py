@@ -44,7 +44,7 @@ def test_an_empty_run(recipe: Recipe, run: RunFolder) -> None:
         parent="base",
         state="ready",
         step=0,
-        steps=733,
+        steps=489,
         tokens=0,
         last_loss=None,
         last_checkpoint_step=None,
@@ -55,11 +55,11 @@ def test_an_empty_run(recipe: Recipe, run: RunFolder) -> None:
 
 def test_a_stage_that_is_done(recipe: Recipe, run: RunFolder) -> None:
     train(recipe, run, "stable", 5.5, 1.2)
-    checkpoint(run, "stable", 733)
+    checkpoint(run, "stable", 489)
     finish(recipe, run, "stable")
     state = _state(recipe, run, "stable")
-    assert (state.state, state.step, state.steps, state.tokens) == ("done", 733, 733, 733 * 4_096)
-    assert state.last_checkpoint_step == 733
+    assert (state.state, state.step, state.steps, state.tokens) == ("done", 489, 489, 489 * 4_096)
+    assert state.last_checkpoint_step == 489
     assert [s.state for s in stage_states(recipe, run)[1:]] == ["ready"] * 3
 
 
@@ -141,7 +141,7 @@ def test_the_printed_tree(recipe: Recipe, run: RunFolder) -> None:
     printed = capture.get()
     lines = {line.split()[1]: line for line in printed.splitlines() if "──" in line and len(line.split()) > 3}
     assert "done" in lines["stable"]
-    assert "interrupted  step 120 of 196" in lines["decay-long"]
+    assert "interrupted  step 120 of 147" in lines["decay-long"]
     assert "loss 0.987  checkpoint at 100" in lines["decay-long"]
     assert "2 of 3 sources missing" in lines["decay-long"]  # instruction, long_cot
     assert lines["decay-long"].index("decay-long") > lines["stable"].index("stable")

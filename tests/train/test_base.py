@@ -6,8 +6,11 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from megatron_octo.bridge.export_hf import export_checkpoint
+from megatron_octo.bridge.torch_dist import TorchDistReader
 from megatron_octo.cli import main
 from megatron_octo.recipe import load_recipe
 from megatron_octo.runtime.run_folder import RunFolder
@@ -85,6 +88,25 @@ def test_the_base_is_imported_once_and_named_in_the_lineage(trained):
     again = octo("train", str(MINI), "stable", *BASE, *layout, "--stop-after-step", "4", cwd=folder)
     assert "resumes after step 3" in again.stdout
     assert (folder / "runs/mini/base/manifest.json").stat().st_mtime_ns == before
+
+
+def test_a_padded_vocabulary_is_exported_without_its_padding(trained, tmp_path):
+    """Saved by Megatron at tensor 2: 262 rows for 261 words. The card tells the lineage."""
+    exports = {}
+    for layout, folder in trained.items():
+        checkpoint = folder / "runs/mini/stages/stable/checkpoints/step-0000003"
+        export_checkpoint(checkpoint, tmp_path / layout)
+        exports[layout] = load_file(tmp_path / layout / "model.safetensors")
+    name = "model.embed_tokens.weight"
+    rows = TorchDistReader(trained["2x2"] / "runs/mini/stages/stable/checkpoints/step-0000003").size(
+        "embedding.word_embeddings.weight"
+    )
+    assert rows[0] == 262 and exports["2x2"][name].shape == exports["1x1"][name].shape == (261, 64)
+    for tensor in exports["1x1"]:
+        torch.testing.assert_close(exports["2x2"][tensor], exports["1x1"][tensor], rtol=1e-3, atol=1e-5)
+    card = (tmp_path / "2x2" / "README.md").read_text()
+    assert "base_model: base-model" in card and "| stable | the beginning | 1.536K | 0.003 | web 0.5, qa 0.5 |" in card
+    assert "| web | builtin: web |" in card and "1,536 tokens in all, at step 3 of `stable`" in card
 
 
 def refused(folder, capsys, monkeypatch, *arguments):
