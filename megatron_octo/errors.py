@@ -32,6 +32,10 @@ class RuntimeSetupError(OctoError):
     """Ranks, devices or an environment that do not fit the recipe."""
 
 
+class OperatorError(OctoError):
+    """Tensors or settings that a token operator cannot take."""
+
+
 class TrainingHalted(OctoError):
     """Training was stopped by one of its own guards (a loss that is not finite)."""
 

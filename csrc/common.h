@@ -1,0 +1,57 @@
+// What the CPU and the CUDA side of the token operators share. Stable ABI only: no ATen, no c10, no Python.
+#pragma once
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/macros.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Exception.h>
+#include <torch/headeronly/util/Half.h>
+
+#include <cstdint>
+#include <vector>
+
+namespace octo {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// Rows of `rows_6T`: what the backward pass needs of every token.
+enum GradRow { kMaximum, kLogSum, kEntropy, kGradLogProb, kGradLogSumExp, kGradEntropy, kGradRows };
+
+// d = z - maximum is held at this from below: exp(d) is exactly 0 there in fp32, and 0 * d is not NaN as 0 * -inf is.
+constexpr float kLowest = -200.0f;
+
+// Logits (tokens, stored), of which the first `columns` are vocabulary entries `first`, first + 1, ...; any row stride,
+// 0 (one row expanded) included.
+struct Logits {
+  int64_t tokens, stored, columns, first, stride, ignore;
+};
+
+inline Logits check_logits(const Tensor& logits, const Tensor& targets, const Tensor& inverse_temperature,
+                           int64_t columns, int64_t first, int64_t ignore) {
+  STD_TORCH_CHECK(logits.dim() == 2, "logits must be (tokens, vocabulary), and have ", logits.dim(), " dimensions");
+  const int64_t tokens = logits.size(0), stored = logits.size(1);
+  STD_TORCH_CHECK(logits.stride(1) == 1 || stored <= 1, "logits must be contiguous within a row");
+  STD_TORCH_CHECK(0 <= columns && columns <= stored, "columns must lie in [0, ", stored, "], and is ", columns);
+  STD_TORCH_CHECK(targets.dim() == 1 && targets.size(0) == tokens && targets.scalar_type() == ScalarType::Long &&
+                      targets.is_contiguous(),
+                  "targets must be ", tokens, " contiguous int64");
+  STD_TORCH_CHECK(inverse_temperature.dim() == 1 && inverse_temperature.size(0) == tokens &&
+                      inverse_temperature.scalar_type() == ScalarType::Float && inverse_temperature.is_contiguous(),
+                  "inverse_temperature must be ", tokens, " contiguous fp32");
+  return {tokens, stored, columns, first, logits.stride(0), ignore};
+}
+
+inline void check_grad(const Tensor& logits, const Tensor& rows, const Tensor& out) {
+  STD_TORCH_CHECK(rows.dim() == 2 && rows.size(0) == kGradRows && rows.size(1) == logits.size(0) &&
+                      rows.scalar_type() == ScalarType::Float && rows.is_contiguous(),
+                  "rows must be (6, tokens) contiguous fp32");
+  STD_TORCH_CHECK(out.dim() == 2 && out.size(0) == logits.size(0) && out.size(1) == logits.size(1) &&
+                      (out.stride(1) == 1 || out.size(1) <= 1) && (out.stride(0) >= out.size(1) || out.size(0) <= 1),
+                  "out must have the shape of logits, rows that are contiguous and do not overlap");
+}
+
+}  // namespace octo

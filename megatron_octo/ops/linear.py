@@ -1,0 +1,239 @@
+"""Token log-probs from hidden states and the output weight: the logits exist only a tile at a time, in fp32.
+
+The vocabulary is walked in blocks, and each block over chunks of tokens. Forward, a block's statistics are joined into
+the running ones as another rank's would be. Backward, a tile is computed again, turned into its gradient where it lies,
+and multiplied out: a block's weight gradient is summed over all tokens in fp32 before it is rounded once, and no fp32
+copy of the whole weight gradient is needed, as it would be if tokens were walked outside and the vocabulary inside.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from megatron_octo.errors import OperatorError
+from megatron_octo.ops import kernels
+from megatron_octo.ops.logits import IGNORE_INDEX, check_targets, inverse_temperature, results_of
+from megatron_octo.ops.plain import accumulation_dtype
+from megatron_octo.ops.record import TokenLogProbs
+from megatron_octo.ops.shard import VocabShard, join_stats, joined
+
+VOCABULARY_BLOCK = 8192
+CHUNK_TOKENS = 4096
+
+
+def linear_token_log_probs(
+    hidden_TH: torch.Tensor,
+    weight_VH: torch.Tensor,
+    targets_T: torch.Tensor,
+    *,
+    temperature: float | torch.Tensor = 1.0,
+    return_entropy: bool = False,
+    ignore_index: int = IGNORE_INDEX,
+    shard: VocabShard | None = None,
+    reduce_hidden_grad: bool = True,
+    chunk_tokens: int = CHUNK_TOKENS,
+    vocabulary_block: int = VOCABULARY_BLOCK,
+) -> TokenLogProbs:
+    """Log-probability of each target under softmax(hidden @ weight.T / temperature), and on request the entropy.
+
+    Differentiable in hidden states and weight through all three results, together or alone; once. The same results as
+    `token_log_probs` of the logits, which are never held as a whole: extra memory is one fp32 tile of
+    chunk_tokens x vocabulary_block, and a block of the weight's gradient. Tied weights are given as any other.
+
+    Args:
+        hidden_TH: (tokens, hidden), fp32, bf16, fp16 or fp64.
+        weight_VH: (vocabulary of this rank, hidden), of the same dtype.
+        targets_T: (tokens,) int64, in the numbering of the whole vocabulary.
+        ignore_index: tokens with this target give 0 everywhere and no gradient, and are left out of all products. On
+            a GPU, finding them waits for the device once.
+        shard: this rank's rows of the weight, where the vocabulary is split over a group; the hidden states are then
+            the same on all its ranks.
+        reduce_hidden_grad: with `shard`, sum the hidden states' gradient over the group. False where the caller does.
+
+    Raises:
+        OperatorError: shapes, dtypes, a temperature or sizes that do not fit.
+    """
+    if hidden_TH.dim() != 2 or weight_VH.dim() != 2 or hidden_TH.size(1) != weight_VH.size(1):
+        raise OperatorError(
+            f"hidden of shape {list(hidden_TH.shape)} and weight of shape {list(weight_VH.shape)}: give "
+            "(tokens, hidden) and (vocabulary, hidden)"
+        )
+    if hidden_TH.dtype != weight_VH.dtype or not hidden_TH.is_floating_point():
+        raise OperatorError(f"hidden is {hidden_TH.dtype} and weight {weight_VH.dtype}: give one floating dtype")
+    if chunk_tokens < 1 or vocabulary_block < 1:
+        raise OperatorError(f"chunk_tokens = {chunk_tokens}, vocabulary_block = {vocabulary_block}: give 1 or more")
+    check_targets(targets_T, hidden_TH)
+    columns, first = (shard.size, shard.first) if shard is not None else (weight_VH.size(0), 0)
+    if columns > weight_VH.size(0):
+        raise OperatorError(
+            f"shard.size = {columns}, and the weight has {weight_VH.size(0)} rows; give a size that fits"
+        )
+    scale_T = inverse_temperature(temperature, hidden_TH)
+    work = _Work(
+        columns, first, ignore_index, return_entropy, shard, reduce_hidden_grad, chunk_tokens, vocabulary_block
+    )
+    kept_K = (targets_T != ignore_index).nonzero()[:, 0]
+    if kept_K.numel() == targets_T.numel():
+        results = _LinearTokenLogProbs.apply(hidden_TH, weight_VH, targets_T, scale_T, work)  # type: ignore[no-untyped-call]
+    else:
+        of_kept = _LinearTokenLogProbs.apply(  # type: ignore[no-untyped-call]
+            hidden_TH[kept_K], weight_VH, targets_T[kept_K], scale_T[kept_K], work
+        )
+        zeros_T = scale_T.new_zeros(targets_T.shape)
+        results = tuple(zeros_T.index_copy(0, kept_K, result_K) for result_K in of_kept)
+    return TokenLogProbs(results[0], results[1], results[2] if return_entropy else None)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What is computed, and in which pieces."""
+
+    columns: int
+    first: int
+    ignore_index: int
+    with_entropy: bool
+    shard: VocabShard | None
+    reduce_hidden_grad: bool
+    chunk_tokens: int
+    vocabulary_block: int
+
+    def blocks(self) -> Iterator[slice]:
+        """Runs of the weight's rows."""
+        for start in range(0, self.columns, self.vocabulary_block):
+            yield slice(start, min(start + self.vocabulary_block, self.columns))
+
+    def chunks(self, tokens: int) -> Iterator[slice]:
+        """Runs of tokens."""
+        for start in range(0, tokens, self.chunk_tokens):
+            yield slice(start, min(start + self.chunk_tokens, tokens))
+
+
+class _Products:
+    """Matrix products with fp32 results, whatever the weights' dtype.
+
+    On CUDA the hardware takes 16-bit factors and sums in fp32. On the CPU, torch rounds such a product to 16 bits, so
+    its factors are widened first: the hidden states once, the weight a block at a time.
+    """
+
+    def __init__(self, hidden_TH: torch.Tensor, tile_values: int) -> None:
+        self.narrow = hidden_TH.dtype if hidden_TH.dtype in (torch.bfloat16, torch.float16) else None
+        self.on_cuda = hidden_TH.is_cuda
+        self.dtype = accumulation_dtype(hidden_TH.dtype)
+        self.hidden_TH = self.factor(hidden_TH)
+        self.tile = torch.empty(tile_values, dtype=self.dtype, device=hidden_TH.device)
+
+    def factor(self, x: torch.Tensor) -> torch.Tensor:
+        """A factor as the products take it."""
+        return x.to(self.dtype) if self.narrow is not None and not self.on_cuda else x
+
+    def logits(self, rows: slice, weight_BH: torch.Tensor) -> torch.Tensor:
+        """A tile of logits, in the one buffer that all tiles share."""
+        hidden_CH = self.hidden_TH[rows]
+        tile_CB = self.tile[: hidden_CH.size(0) * weight_BH.size(0)].view(hidden_CH.size(0), weight_BH.size(0))
+        return self._multiply(hidden_CH, weight_BH.t(), tile_CB)
+
+    def gradient_of(self, tile_CB: torch.Tensor) -> torch.Tensor:
+        """Where the gradient of a tile goes: over the tile, or to 16 bits where the products take those."""
+        return torch.empty_like(tile_CB, dtype=self.narrow) if self.narrow is not None and self.on_cuda else tile_CB
+
+    def add(self, total: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
+        """total += a @ b."""
+        if a.dtype == self.dtype:
+            total.addmm_(a, b)
+        else:
+            total.add_(torch.mm(a, b, out_dtype=self.dtype))
+
+    def _multiply(self, a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        if a.dtype == self.dtype:
+            return torch.mm(a, b, out=out)
+        return torch.mm(a, b, out_dtype=self.dtype, out=out)
+
+
+class _LinearTokenLogProbs(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_TH: torch.Tensor,
+        weight_VH: torch.Tensor,
+        targets_T: torch.Tensor,
+        scale_T: torch.Tensor,
+        work: _Work,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        tokens = hidden_TH.size(0)
+        products = _Products(hidden_TH, min(tokens, work.chunk_tokens) * min(work.columns, work.vocabulary_block))
+        nothing_41 = torch.tensor([-torch.inf, 0.0, 0.0, -torch.inf], dtype=products.dtype, device=hidden_TH.device)
+        stats_4T = nothing_41[:, None].repeat(1, tokens)
+        for block in work.blocks():
+            weight_BH = products.factor(weight_VH[block])
+            for rows in work.chunks(tokens):
+                tile_CB = products.logits(rows, weight_BH)
+                part_4C = kernels.token_stats(
+                    tile_CB,
+                    targets_T[rows],
+                    scale_T[rows],
+                    tile_CB.size(1),
+                    work.first + block.start,
+                    work.ignore_index,
+                    work.with_entropy,
+                )
+                stats_4T[:, rows] = joined(torch.stack([stats_4T[:, rows], part_4C]))
+        if work.shard is not None:
+            stats_4T = join_stats(stats_4T, work.shard.group)
+        log_probs_T, log_sum_exp_T, entropy_T, log_sum_T = results_of(stats_4T, targets_T == work.ignore_index)
+        if any(ctx.needs_input_grad[:2]):
+            ctx.save_for_backward(hidden_TH, weight_VH, targets_T, scale_T, stats_4T[0], log_sum_T, entropy_T)
+            ctx.work = work
+        if not work.with_entropy:
+            ctx.mark_non_differentiable(entropy_T)
+        return log_probs_T, log_sum_exp_T, entropy_T
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        hidden_TH, weight_VH, targets_T, scale_T, maximum_T, log_sum_T, entropy_T = ctx.saved_tensors
+        work: _Work = ctx.work
+        grad_log_probs_T, grad_lse_T, grad_entropy_T = grads
+        if not work.with_entropy:
+            grad_entropy_T = torch.zeros_like(grad_log_probs_T)
+        rows_6T = torch.stack([maximum_T, log_sum_T, entropy_T, grad_log_probs_T, grad_lse_T, grad_entropy_T])
+        tokens = hidden_TH.size(0)
+        products = _Products(hidden_TH, min(tokens, work.chunk_tokens) * min(work.columns, work.vocabulary_block))
+        wants_hidden, wants_weight = ctx.needs_input_grad[:2]
+        grad_hidden_TH = (
+            torch.zeros(hidden_TH.shape, dtype=products.dtype, device=hidden_TH.device) if wants_hidden else None
+        )
+        grad_weight_VH = torch.empty_like(weight_VH) if wants_weight else None
+        if grad_weight_VH is not None:
+            grad_weight_VH[work.columns :].zero_()  # padding
+        for block in work.blocks():
+            weight_BH = products.factor(weight_VH[block])
+            total_BH = (
+                torch.zeros(weight_BH.shape, dtype=products.dtype, device=hidden_TH.device) if wants_weight else None
+            )
+            for rows in work.chunks(tokens):
+                tile_CB = products.logits(rows, weight_BH)
+                grad_CB = products.gradient_of(tile_CB)
+                kernels.token_grad(
+                    tile_CB,
+                    targets_T[rows],
+                    scale_T[rows],
+                    rows_6T[:, rows].contiguous(),
+                    tile_CB.size(1),
+                    work.first + block.start,
+                    work.ignore_index,
+                    grad_CB,
+                )
+                if grad_hidden_TH is not None:
+                    products.add(grad_hidden_TH[rows], grad_CB, weight_BH)
+                if total_BH is not None:
+                    products.add(total_BH, grad_CB.t(), products.hidden_TH[rows])
+            if grad_weight_VH is not None and total_BH is not None:
+                grad_weight_VH[block] = total_BH
+        if grad_hidden_TH is not None:
+            if work.shard is not None and work.reduce_hidden_grad:
+                dist.all_reduce(grad_hidden_TH, group=work.shard.group)
+            grad_hidden_TH = grad_hidden_TH.to(hidden_TH.dtype)
+        return grad_hidden_TH, grad_weight_VH, None, None, None

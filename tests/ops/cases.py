@@ -1,0 +1,97 @@
+"""Inputs that have broken kernels, and an independent reference in fp64."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+VOCABULARIES = (7, 1000, 32_000, 128_256, 128_257)
+
+# against fp64 on the same (already rounded) logits: forward in absolute nats, gradients relative to the largest
+FORWARD_ATOL = 1e-5
+GRAD_RTOL = {torch.float32: 2e-6, torch.bfloat16: 2**-8, torch.float16: 2**-10}
+
+
+@dataclass(frozen=True)
+class Expected:
+    log_probs: torch.Tensor
+    log_sum_exp: torch.Tensor
+    entropy: torch.Tensor
+    grad: torch.Tensor
+
+
+def expected(
+    logits: torch.Tensor,
+    targets: torch.Tensor,
+    weights: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    temperature: float | torch.Tensor = 1.0,
+) -> Expected:
+    """torch's own log_softmax in fp64, and autograd through it; `weights` are the upstream gradients."""
+    x = logits.detach().double().requires_grad_()
+    scale = temperature.double()[:, None] if isinstance(temperature, torch.Tensor) else temperature
+    log_p = torch.log_softmax(x / scale, dim=-1)
+    log_probs = log_p.gather(1, targets[:, None])[:, 0]
+    entropy = -torch.xlogy(log_p.exp(), log_p.exp()).sum(-1)  # 0 log 0 is 0
+    log_sum_exp = torch.logsumexp(x / scale, dim=-1)
+    # the entropy's gradient by its formula: autograd's goes through 0 x inf where a probability is 0
+    p = log_p.exp().detach()
+    surprise = torch.where(p > 0, log_p.detach(), 0.0) + entropy.detach()[:, None]
+    (grad,) = torch.autograd.grad((log_probs * weights[0].double() + log_sum_exp * weights[2].double()).sum(), x)
+    grad = grad - weights[1].double()[:, None] * p * surprise / scale
+    return Expected(log_probs.detach(), log_sum_exp.detach(), entropy.detach(), grad)
+
+
+def normal(tokens: int, vocabulary: int, generator: torch.Generator) -> torch.Tensor:
+    return 3.0 * torch.randn(tokens, vocabulary, generator=generator)
+
+
+def negative(tokens: int, vocabulary: int, generator: torch.Generator) -> torch.Tensor:
+    """Rows that are all far below zero: a running maximum that starts at 0 is wrong."""
+    return normal(tokens, vocabulary, generator) - 1000.0
+
+
+def masked(tokens: int, vocabulary: int, generator: torch.Generator) -> torch.Tensor:
+    """A third of the logits -inf, whole blocks of them first."""
+    logits = normal(tokens, vocabulary, generator)
+    logits[torch.rand(logits.shape, generator=generator) < 0.33] = -torch.inf
+    logits[:, : vocabulary // 2] = -torch.inf
+    return logits
+
+
+def peaked(tokens: int, vocabulary: int, generator: torch.Generator) -> torch.Tensor:
+    """One probability near 1: of 1 - p nothing is left in 16 bits."""
+    logits = normal(tokens, vocabulary, generator)
+    logits[torch.arange(tokens), torch.arange(tokens) % vocabulary] = 25.0
+    return logits
+
+
+def rising(tokens: int, vocabulary: int, generator: torch.Generator) -> torch.Tensor:
+    """The maximum moves all along the row."""
+    del generator
+    return torch.linspace(-60.0, 20.0, vocabulary).expand(tokens, vocabulary).clone()
+
+
+KINDS: dict[str, Callable[[int, int, torch.Generator], torch.Tensor]] = {
+    "normal": normal, "negative": negative, "masked": masked, "peaked": peaked, "rising": rising,
+}  # fmt: skip
+
+
+def make(kind: str, tokens: int, vocabulary: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits and targets; a target is never at a logit of -inf, where the log-prob is -inf."""
+    generator = torch.Generator().manual_seed(vocabulary)
+    logits = KINDS[kind](tokens, vocabulary, generator).to(dtype)
+    if kind == "peaked":
+        targets = torch.arange(tokens) % vocabulary
+        targets[::2] = torch.randint(vocabulary, (len(targets[::2]),), generator=generator)
+    else:
+        finite = logits.float().isfinite().float()
+        targets = torch.multinomial(finite[:, :], 1, generator=generator)[:, 0] if vocabulary < 2**24 else None
+    return logits, targets
+
+
+def upstream(tokens: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Gradients that differ from token to token, for log_probs, entropy and log_sum_exp."""
+    generator = torch.Generator().manual_seed(1)
+    first, second, third = (torch.randn(tokens, generator=generator) for _ in range(3))
+    return first, second, third

@@ -1,0 +1,149 @@
+"""linear_token_log_probs against the logits in fp64."""
+
+import pytest
+import torch
+
+from megatron_octo.errors import OperatorError
+from megatron_octo.ops import linear_token_log_probs, token_log_probs
+from tests.ops.cases import expected, upstream
+
+# of hidden states: products of 64 terms in fp32, and inputs rounded to 16 bits once, the reference's too
+FORWARD_ATOL = 1e-4
+GRAD_RTOL = {torch.float32: 1e-5, torch.bfloat16: 2**-7, torch.float16: 2**-9}
+
+
+def make(tokens=13, hidden=64, vocabulary=1001, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(0)
+    h = torch.randn(tokens, hidden, generator=generator).to(dtype)
+    w = (0.3 * torch.randn(vocabulary, hidden, generator=generator)).to(dtype)
+    targets = torch.randint(vocabulary, (tokens,), generator=generator)
+    return h, w, targets
+
+
+def reference_of(h, w, targets, weights, temperature=1.0):
+    logits = h.double() @ w.double().t()
+    reference = expected(logits, targets, weights, temperature)
+    return reference, reference.grad @ w.double(), reference.grad.t() @ h.double()
+
+
+def close(actual, wanted, rtol):
+    scale = float(wanted.abs().max())
+    torch.testing.assert_close(actual.double(), wanted, rtol=rtol, atol=rtol * scale)
+
+
+@pytest.mark.parametrize("dtype", GRAD_RTOL, ids=str)
+@pytest.mark.parametrize(("chunk_tokens", "vocabulary_block"), [(4096, 8192), (5, 300), (13, 1001), (1, 7)])
+def test_forward_and_backward(dtype, chunk_tokens, vocabulary_block):
+    h, w, targets = make(dtype=dtype)
+    weights = upstream(13)
+    reference, grad_h, grad_w = reference_of(h, w, targets, weights, temperature=0.8)
+    h, w = h.requires_grad_(), w.requires_grad_()
+    result = linear_token_log_probs(
+        h,
+        w,
+        targets,
+        temperature=0.8,
+        return_entropy=True,
+        chunk_tokens=chunk_tokens,
+        vocabulary_block=vocabulary_block,
+    )
+    for name in ("log_probs", "entropy", "log_sum_exp"):
+        torch.testing.assert_close(
+            getattr(result, name).double(), getattr(reference, name), rtol=1e-6, atol=FORWARD_ATOL
+        )
+    torch.autograd.backward((result.log_probs, result.entropy, result.log_sum_exp), weights)
+    assert h.grad.dtype == w.grad.dtype == dtype
+    close(h.grad, grad_h, GRAD_RTOL[dtype])
+    close(w.grad, grad_w, GRAD_RTOL[dtype])
+
+
+def test_it_is_token_log_probs_of_the_product():
+    h, w, targets = make()
+    by_logits = token_log_probs(h @ w.t(), targets, return_entropy=True)
+    by_linear = linear_token_log_probs(h, w, targets, return_entropy=True, vocabulary_block=100)
+    torch.testing.assert_close(by_linear.log_probs, by_logits.log_probs, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(by_linear.entropy, by_logits.entropy, rtol=1e-5, atol=1e-5)
+    assert linear_token_log_probs(h, w, targets).entropy is None
+
+
+def test_the_weights_gradient_is_summed_in_fp32_and_rounded_once():
+    """4,096 tokens in 64 chunks, bf16: sums taken in bf16 would have lost one after the other."""
+    h, w, targets = make(tokens=4096, hidden=32, vocabulary=50, dtype=torch.bfloat16)
+    h = h.abs()  # nothing cancels: each chunk adds a little to a growing sum
+    weights = (torch.ones(4096), torch.zeros(4096), torch.zeros(4096))
+    _, _, grad_w = reference_of(h, w, targets, weights)
+    w = w.requires_grad_()
+    linear_token_log_probs(h, w, targets, chunk_tokens=64).log_probs.sum().backward()
+    close(w.grad, grad_w, 2**-8)
+
+
+def test_ignored_tokens_are_left_out_of_the_products():
+    h, w, targets = make()
+    targets[[0, 5, 12]] = -100
+    h[[0, 5, 12]] = torch.nan  # never read
+    h, w = h.requires_grad_(), w.requires_grad_()
+    result = linear_token_log_probs(h, w, targets, return_entropy=True)
+    assert result.log_probs.isfinite().all() and not result.log_probs[[0, 5, 12]].any()
+    (result.log_probs + result.entropy + result.log_sum_exp).sum().backward()
+    assert w.grad.isfinite().all() and not h.grad[[0, 5, 12]].any() and h.grad[1].any()
+    none = linear_token_log_probs(h, w, torch.full((13,), -100))
+    assert not none.log_probs.any() and none.log_probs.shape == (13,)
+
+
+def test_no_tokens():
+    h, w, _ = make(tokens=0)
+    h, w = h.requires_grad_(), w.requires_grad_()
+    linear_token_log_probs(h, w, torch.empty(0, dtype=torch.int64)).log_probs.sum().backward()
+    assert h.grad.shape == (0, 64) and not w.grad.any()
+
+
+def test_a_tied_weight_gathers_both_gradients():
+    """The embedding is the output weight."""
+    _, w, targets = make()
+    w = w.requires_grad_()
+    tokens = targets.roll(1)
+    linear_token_log_probs(torch.nn.functional.embedding(tokens, w), w, targets).log_probs.sum().backward()
+    x = w.detach().double().requires_grad_()
+    logits = torch.nn.functional.embedding(tokens, x) @ x.t()
+    torch.log_softmax(logits, -1).gather(1, targets[:, None]).sum().backward()
+    close(w.grad, x.grad, 1e-5)
+
+
+@pytest.mark.parametrize("used", ["hidden", "weight"])
+def test_one_gradient_alone(used):
+    h, w, targets = make()
+    wanted = (h if used == "hidden" else w).requires_grad_()
+    linear_token_log_probs(h, w, targets).log_probs.sum().backward()
+    assert wanted.grad.any()
+
+
+def test_gradcheck():
+    h = torch.randn(4, 6, dtype=torch.float64, requires_grad=True)
+    w = torch.randn(11, 6, dtype=torch.float64, requires_grad=True)
+    targets = torch.tensor([0, 10, -100, 5])
+
+    def function(h, w):
+        result = linear_token_log_probs(
+            h, w, targets, temperature=0.7, return_entropy=True, chunk_tokens=2, vocabulary_block=4
+        )
+        return result.log_probs, result.entropy, result.log_sum_exp
+
+    assert torch.autograd.gradcheck(function, (h, w))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"weight_VH": torch.zeros(5, 3)}, "give (tokens, hidden) and (vocabulary, hidden)"),
+        ({"weight_VH": torch.zeros(5, 4, dtype=torch.bfloat16)}, "give one floating dtype"),
+        ({"chunk_tokens": 0}, "chunk_tokens = 0"),
+        ({"temperature": -1.0}, "temperature = -1.0"),
+    ],
+)
+def test_what_does_not_fit_is_refused(change, message):
+    given = {
+        "hidden_TH": torch.zeros(2, 4), "weight_VH": torch.zeros(5, 4), "targets_T": torch.zeros(2, dtype=torch.int64),
+    }  # fmt: skip
+    with pytest.raises(OperatorError) as error:
+        linear_token_log_probs(**(given | change))
+    assert message in str(error.value)

@@ -1,0 +1,249 @@
+"""token_log_probs against torch's log_softmax in fp64."""
+
+import pytest
+import torch
+
+from megatron_octo.errors import OperatorError
+from megatron_octo.ops import kernels, token_log_probs
+from tests.ops.cases import DTYPES, FORWARD_ATOL, GRAD_RTOL, KINDS, VOCABULARIES, expected, make, upstream
+
+
+@pytest.fixture(params=["compiled", "plain"])
+def implementation(request, monkeypatch):
+    """Both implementations; the compiled one must be there where the tests run."""
+    if request.param == "plain":
+        monkeypatch.setattr(kernels, "is_compiled_for", lambda _: False)
+    else:
+        assert kernels.has_library(), "csrc is not built: `python setup.py build_ext --inplace`"
+    return request.param
+
+
+def check(logits, targets, temperature=1.0, tokens=None):
+    """Forward and backward of all three results at once."""
+    weights = upstream(len(targets))
+    reference = expected(logits, targets, weights, temperature)
+    x = logits.detach().requires_grad_()
+    result = token_log_probs(x, targets, temperature=temperature, return_entropy=True)
+    torch.testing.assert_close(result.log_probs.double(), reference.log_probs, rtol=1e-6, atol=FORWARD_ATOL)
+    torch.testing.assert_close(result.entropy.double(), reference.entropy, rtol=1e-6, atol=FORWARD_ATOL)
+    torch.testing.assert_close(result.log_sum_exp.double(), reference.log_sum_exp, rtol=1e-6, atol=FORWARD_ATOL)
+    assert result.log_probs.dtype == torch.float32
+    outputs = (result.log_probs, result.entropy, result.log_sum_exp)
+    (grad,) = torch.autograd.grad(outputs, x, weights)
+    rtol = GRAD_RTOL[logits.dtype]
+    # each value to its own rounding; what cancels, to the row's largest term
+    largest = reference.grad.abs().amax(dim=1, keepdim=True)
+    error = (grad.double() - reference.grad).abs()
+    assert bool((error <= rtol * reference.grad.abs() + 4e-6 * largest + 1e-7).all()), float((error / largest).max())
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("vocabulary", VOCABULARIES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_forward_and_backward(kind, vocabulary, dtype, implementation):
+    if implementation == "plain" and vocabulary > 32_000:
+        pytest.skip("plain PyTorch is held at 32,000: it has no blocks to get wrong")
+    check(*make(kind, 6, vocabulary, dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_one_row_and_none(dtype, implementation):
+    check(*make("normal", 1, 1000, dtype))
+    logits = torch.empty(0, 1000, dtype=dtype, requires_grad=True)
+    result = token_log_probs(logits, torch.empty(0, dtype=torch.int64), return_entropy=True)
+    assert result.log_probs.shape == result.entropy.shape == (0,)
+    result.log_probs.sum().backward()
+    assert logits.grad.shape == (0, 1000)
+
+
+@pytest.mark.parametrize("temperature", [0.7, 2.0, "each"])
+def test_temperature(temperature, implementation):
+    logits, targets = make("normal", 6, 1000, torch.float32)
+    check(logits, targets, torch.linspace(0.5, 3.0, 6) if temperature == "each" else temperature)
+
+
+def test_each_result_alone_and_together(implementation):
+    """Whatever is asked for, the gradient is that of what was used."""
+    logits, targets = make("normal", 6, 1000, torch.float32)
+    weights = upstream(6)
+    zero = torch.zeros(6)
+    for used in ("log_probs", "entropy", "log_sum_exp"):
+        x = logits.clone().requires_grad_()
+        result = token_log_probs(x, targets, return_entropy=True)
+        place = ("log_probs", "entropy", "log_sum_exp").index(used)
+        (grad,) = torch.autograd.grad(getattr(result, used), x, weights[place])
+        alone = tuple(w if i == place else zero for i, w in enumerate(weights))
+        torch.testing.assert_close(grad.double(), expected(logits, targets, alone).grad, rtol=1e-5, atol=1e-7)
+    assert token_log_probs(logits, targets).entropy is None
+
+
+@pytest.mark.parametrize("kind", ["column-major", "every other column", "every other row", "expanded"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_strides(kind, dtype, implementation):
+    base, targets = make("normal", 8, 1000, dtype)
+    views = {
+        "column-major": base.t().contiguous().t(),
+        "every other column": torch.stack([base, base], dim=2).flatten(1)[:, ::2],
+        "every other row": torch.stack([base, base], dim=1).flatten(0, 1)[::2],
+        "expanded": base[:1].expand(8, 1000),
+    }
+    check(views[kind], targets)
+
+
+def test_an_upstream_gradient_of_stride_0(implementation):
+    """What `sum().backward()` hands over."""
+    logits, targets = make("normal", 6, 1000, torch.float32)
+    x = logits.requires_grad_()
+    token_log_probs(x, targets).log_probs.sum().backward()
+    reference = expected(logits, targets, (torch.ones(6), torch.zeros(6), torch.zeros(6)))
+    torch.testing.assert_close(x.grad.double(), reference.grad, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("logit", [6.9, 9.0, 12.0])
+def test_the_gradient_at_a_probability_near_1(logit, implementation):
+    """p of 0.9, 0.99 and 0.9994: formed in bf16, 1 - p was 100% wrong in a kernel of the field."""
+    logits = torch.zeros(1, 100, dtype=torch.bfloat16)
+    logits[0, 3] = logit
+    x = logits.requires_grad_()
+    token_log_probs(x, torch.tensor([3])).log_probs.sum().backward()
+    reference = expected(logits, torch.tensor([3]), (torch.ones(1), torch.zeros(1), torch.zeros(1)))
+    # 2e-7: what fp32 keeps of a sum of 1 and something small
+    assert float(x.grad[0, 3]) == pytest.approx(float(reference.grad[0, 3]), rel=2**-8, abs=2e-7)
+
+
+def test_ignored_tokens_give_zero_and_no_gradient(implementation):
+    logits, targets = make("normal", 6, 1000, torch.bfloat16)
+    ignored = targets.clone()
+    ignored[[1, 4]] = -100
+    x = logits.clone().requires_grad_()
+    result = token_log_probs(x, ignored, return_entropy=True)
+    for values in (result.log_probs, result.entropy, result.log_sum_exp):
+        assert values[1] == values[4] == 0.0
+    (result.log_probs + result.entropy + result.log_sum_exp).sum().backward()
+    assert not x.grad[[1, 4]].any() and x.grad[[0, 2, 3, 5]].any(dim=1).all()
+    kept = token_log_probs(logits, targets, return_entropy=True)
+    assert torch.equal(result.log_probs[[0, 2, 3, 5]], kept.log_probs[[0, 2, 3, 5]])
+    # logits that hold nothing but NaN there do not matter
+    spoilt = logits.clone()
+    spoilt[1] = torch.nan
+    assert torch.equal(token_log_probs(spoilt, ignored).log_probs, result.log_probs.detach())
+
+
+def test_nan_and_whole_rows_of_minus_infinity_are_not_hidden(implementation):
+    logits, targets = make("normal", 4, 5000, torch.float32)
+    logits[0, 4999] = torch.nan
+    logits[1] = -torch.inf
+    logits[2, targets[2]] = -torch.inf
+    result = token_log_probs(logits, targets, return_entropy=True)
+    assert result.log_probs[:2].isnan().all() and result.entropy[0].isnan()
+    assert result.log_probs[2] == -torch.inf and result.entropy[2].isfinite()
+    assert result.log_probs[3].isfinite()
+
+
+def test_a_target_outside_the_vocabulary_is_minus_infinity(implementation):
+    logits, _ = make("normal", 2, 10, torch.float32)
+    assert (token_log_probs(logits, torch.tensor([10, -1])).log_probs == -torch.inf).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("vocabulary", [1000, 128_257])
+def test_a_row_is_the_same_bits_in_any_batch(dtype, vocabulary):
+    """Alone, first, last, at another alignment, with other threads: forward and gradient. (Plain PyTorch promises no
+    such thing: its sums depend on the shape.)"""
+    assert kernels.has_library()
+    logits, targets = make("normal", 7, vocabulary, dtype)
+
+    def run(rows):
+        x = logits[rows].clone().requires_grad_()
+        result = token_log_probs(x, targets[rows], return_entropy=True)
+        (result.log_probs + 0.5 * result.entropy).sum().backward()
+        return result.log_probs.detach(), result.entropy.detach(), x.grad
+
+    whole = run(slice(None))
+    for row in (0, 3, 6):
+        for together, alone in zip(whole, run(slice(row, row + 1)), strict=True):
+            assert torch.equal(together[row], alone[0])
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        assert all(torch.equal(a, b) for a, b in zip(whole, run(slice(None)), strict=True))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_nothing_is_changed_unless_asked(implementation):
+    logits, targets = make("normal", 4, 1000, torch.bfloat16)
+    before = logits.clone()
+    x = logits.requires_grad_()
+    token_log_probs(x, targets, return_entropy=True).log_probs.sum().backward()
+    assert torch.equal(x.detach(), before)
+    y = before.clone().requires_grad_()
+    z = y * 1.0  # a leaf cannot be overwritten
+    pointer = z.data_ptr()
+    result = token_log_probs(z, targets, return_entropy=True, in_place_backward=True)
+    seen = []
+    z.register_hook(lambda grad: seen.append(grad.data_ptr()))
+    result.log_probs.sum().backward()
+    assert torch.equal(y.grad, x.grad) and seen == [pointer]
+
+
+def test_without_gradients_nothing_is_kept(implementation):
+    logits, targets = make("normal", 4, 1000, torch.float32)
+    x = logits.requires_grad_()
+    with torch.no_grad():
+        result = token_log_probs(x, targets, return_entropy=True)
+    assert result.log_probs.grad_fn is None and result.entropy.grad_fn is None
+
+
+def test_gradcheck_of_the_plain_implementation():
+    """fp64, finite differences: log-probs, entropy and log-sum-exp at once, temperature per token."""
+    logits = torch.randn(4, 11, dtype=torch.float64, requires_grad=True)
+    targets = torch.tensor([0, 10, -100, 5])
+    temperature = torch.tensor([0.5, 1.0, 1.0, 3.0], dtype=torch.float64)
+
+    def function(x):
+        result = token_log_probs(x, targets, temperature=temperature, return_entropy=True)
+        return result.log_probs, result.entropy, result.log_sum_exp
+
+    assert torch.autograd.gradcheck(function, (logits,))
+
+
+def test_compiled_operators_pass_opcheck():
+    logits, targets = make("normal", 4, 100, torch.bfloat16)
+    assert kernels.has_library()
+    scale, rows, out = torch.ones(4), torch.rand(6, 4), torch.empty_like(logits)
+    torch.library.opcheck(torch.ops.octo.token_stats.default, (logits, targets, scale, 100, 0, -100, True))
+    torch.library.opcheck(torch.ops.octo.token_grad.default, (logits, targets, scale, rows, 100, 0, -100, out))
+
+
+def test_it_goes_through_torch_compile():
+    logits, targets = make("normal", 4, 1000, torch.float32)
+
+    @torch.compile(backend="aot_eager", fullgraph=True)
+    def loss(x):
+        result = token_log_probs(x, targets, return_entropy=True)
+        return (result.log_probs + 0.1 * result.entropy).sum()
+
+    x, y = logits.clone().requires_grad_(), logits.clone().requires_grad_()
+    loss(x).backward()
+    result = token_log_probs(y, targets, return_entropy=True)
+    (result.log_probs + 0.1 * result.entropy).sum().backward()
+    torch.testing.assert_close(x.grad, y.grad, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected_message"),
+    [
+        ({"logits_TV": torch.zeros(3)}, "give (tokens, vocabulary), floating"),
+        ({"logits_TV": torch.zeros(2, 5, dtype=torch.int32)}, "torch.int32"),
+        ({"targets_T": torch.zeros(3, dtype=torch.int64)}, "give (2,) int64"),
+        ({"targets_T": torch.zeros(2, dtype=torch.int32)}, "torch.int32"),
+        ({"temperature": 0.0}, "temperature = 0.0: it must be above 0"),
+        ({"temperature": torch.ones(3)}, "one for each of 2 tokens"),
+    ],
+)
+def test_what_does_not_fit_is_refused(arguments, expected_message):
+    given = {"logits_TV": torch.zeros(2, 5), "targets_T": torch.zeros(2, dtype=torch.int64)} | arguments
+    with pytest.raises(OperatorError) as error:
+        token_log_probs(**given)
+    assert expected_message in str(error.value)
