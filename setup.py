@@ -59,7 +59,16 @@ class BuildOps(build_ext):
 
     def _compile_cpu(self, compiler, work):
         march = ["-march=x86-64-v3"] if platform.machine() == "x86_64" else []
-        flags = ["-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-fopenmp-simd", "-Wall", *march]
+        flags = [
+            "-O3",
+            "-fPIC",
+            "-fvisibility=hidden",
+            "-fno-math-errno",
+            "-fno-trapping-math",
+            "-fopenmp-simd",
+            "-Wall",
+            *march,
+        ]
         run([compiler, "-c", *flags, *self._abi(), "csrc/cpu.cpp", "-o", work / "cpu.o"])
         return work / "cpu.o"
 

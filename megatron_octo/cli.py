@@ -92,6 +92,19 @@ def _parser() -> argparse.ArgumentParser:
     convert = commands.add_parser("convert", help="Hugging Face weights to Megatron's and back, and the proof")
     add_convert_commands(convert.add_subparsers(required=True, metavar="COMMAND"))
 
+    bench = commands.add_parser("bench", help="measure kernels against the field")
+    logprob = bench.add_subparsers(required=True, metavar="COMMAND").add_parser("logprob", help="token log-probs")
+    logprob.add_argument("--form", choices=("logits", "linear", "both"), default="both")
+    logprob.add_argument("--tokens", type=int, default=512)
+    logprob.add_argument("--vocabulary", type=int, default=128_256)
+    logprob.add_argument("--hidden", type=int, default=2048)
+    logprob.add_argument("--dtype", choices=("bf16", "fp16", "fp32"), default="bf16")
+    logprob.add_argument("--rounds", type=int, default=7)
+    logprob.add_argument("--threads", type=int, help="on the CPU (default: all cores)")
+    logprob.add_argument("--json", type=Path)
+    logprob.add_argument("--plot", type=Path, help="a PNG")
+    logprob.set_defaults(command=_bench_logprob)
+
     recipes = commands.add_parser("recipes", help="list the shipped recipes")
     recipes.set_defaults(command=_recipes)
     show_recipe = commands.add_parser("recipe", parents=[recipe], help="print a recipe, resolved and checked")
@@ -196,6 +209,22 @@ def _heldout(options: argparse.Namespace) -> int:
     recipe, run = _load(options)
     answer_heldout(recipe, run, recipe.chosen(options.stage), Console())
     _draw(recipe, run)
+    return 0
+
+
+def _bench_logprob(options: argparse.Namespace) -> int:
+    import torch
+    from rich.console import Console
+
+    from megatron_octo.ops.bench.run import Case, run_case, write
+
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    results = []
+    for form in ("logits", "linear") if options.form == "both" else (options.form,):
+        case = Case(form, options.tokens, options.vocabulary, options.hidden, options.dtype, options.rounds)
+        results.append(run_case(case, Console()))
+    write(results, options.json, options.plot)
     return 0
 
 

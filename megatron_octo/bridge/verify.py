@@ -43,10 +43,11 @@ def verify_tensors(
         )
     different: list[str] = []
     tensors = rounded = 0
+    sizes = sizes_of(hf.shape)
     for rule, layer in in_order(megatron.rules, megatron.shape.num_hidden_layers):
         names = rule.names(layer)
         made = rule.join.join([hf.tensor(name) for name in names], hf.shape)
-        stored = megatron.reader.read(rule.key, layer, rule.shape(sizes_of(hf.shape))[0])
+        stored = megatron.reader.read(rule.key, layer, rule.shape(sizes)[0])
         tensors += len(names)
         if stored.dtype != made.dtype:
             stored = stored.to(made.dtype)

@@ -27,6 +27,7 @@ def build_model(
             config=config,
             transformer_layer_spec=layer_spec(config, vp_stage),
             true_vocab_size=shape.vocab_size,
+            fused_linear_loss=train.loss == "fused_linear",
             vocab_size=padded_vocab_size(shape.vocab_size, layout.tensor),
             max_sequence_length=train.sequence_length,
             pre_process=parallel_state.is_pipeline_first_stage(**where),

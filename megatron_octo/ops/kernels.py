@@ -70,7 +70,7 @@ def is_compiled_for(logits_TV: torch.Tensor) -> bool:
     """Whether the compiled kernels take these logits."""
     if logits_TV.dtype not in _COMPILED_DTYPES or logits_TV.device.type not in ("cpu", "cuda"):
         return False
-    return _has_kernels(logits_TV.device.type)
+    return bool(_has_kernels(logits_TV.device.type))
 
 
 @torch.compiler.assume_constant_result  # a compiler that traces a file system gets nowhere
@@ -81,7 +81,7 @@ def _has_kernels(device_type: str) -> bool:
 @cache
 def has_cuda_kernels() -> bool:
     """Whether the library was built with a CUDA compiler."""
-    return has_library() and torch._C._dispatch_has_kernel_for_dispatch_key("octo::token_stats", "CUDA")
+    return has_library() and bool(torch._C._dispatch_has_kernel_for_dispatch_key("octo::token_stats", "CUDA"))
 
 
 def token_stats(

@@ -34,6 +34,7 @@ def linear_token_log_probs(
     ignore_index: int = IGNORE_INDEX,
     shard: VocabShard | None = None,
     reduce_hidden_grad: bool = True,
+    skip_ignored: bool = True,
     chunk_tokens: int = CHUNK_TOKENS,
     vocabulary_block: int = VOCABULARY_BLOCK,
 ) -> TokenLogProbs:
@@ -47,8 +48,9 @@ def linear_token_log_probs(
         hidden_TH: (tokens, hidden), fp32, bf16, fp16 or fp64.
         weight_VH: (vocabulary of this rank, hidden), of the same dtype.
         targets_T: (tokens,) int64, in the numbering of the whole vocabulary.
-        ignore_index: tokens with this target give 0 everywhere and no gradient, and are left out of all products. On
-            a GPU, finding them waits for the device once.
+        ignore_index: tokens with this target give 0 everywhere and no gradient.
+        skip_ignored: leave those tokens out of all products. On a GPU, finding them waits for the device once; where
+            every token counts, False saves that.
         shard: this rank's rows of the weight, where the vocabulary is split over a group; the hidden states are then
             the same on all its ranks.
         reduce_hidden_grad: with `shard`, sum the hidden states' gradient over the group. False where the caller does.
@@ -75,7 +77,7 @@ def linear_token_log_probs(
     work = _Work(
         columns, first, ignore_index, return_entropy, shard, reduce_hidden_grad, chunk_tokens, vocabulary_block
     )
-    kept_K = (targets_T != ignore_index).nonzero()[:, 0]
+    kept_K = (targets_T != ignore_index).nonzero()[:, 0] if skip_ignored else targets_T
     if kept_K.numel() == targets_T.numel():
         results = _LinearTokenLogProbs.apply(hidden_TH, weight_VH, targets_T, scale_T, work)  # type: ignore[no-untyped-call]
     else:

@@ -65,8 +65,8 @@ class TrainSection(Section):
     learning_rate: PositiveFloat
     """The constant rate of the stable stage; every shape is a multiple of it."""
     optimizer: Optimizer = Optimizer()
-    loss: Literal["logits"] = "logits"
-    """Cross-entropy over the logits."""
+    loss: Literal["logits", "fused_linear"] = "logits"
+    """Cross-entropy over the logits; or from hidden states and the output weight, without whole logits in memory."""
     precision: Literal["fp32", "bf16", "fp8"] = "bf16"
     fp8_recipe: Literal["tensorwise", "delayed", "blockwise"] = "tensorwise"
     recompute: Literal["none", "selective", "full"] = "none"

@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from megatron_octo.errors import CheckpointError
-from megatron_octo.runtime.files import sha256_of
+from megatron_octo.runtime.files import sha256_of_all
 
 MANIFEST = "manifest.json"
 _STEP = re.compile(r"^step-(\d{7,})$")
@@ -121,14 +121,18 @@ def verify_checkpoint(folder: Path, on_bytes: Callable[[int], None] | None = Non
         CheckpointError: naming each file that is missing, of another size, altered, or not in the manifest.
     """
     manifest = read_checkpoint_manifest(folder)
-    wrong = []
+    wrong, present = [], []
     for record in manifest.files:
         path = folder / record.path
         if not path.is_file():
             wrong.append(f"{record.path}: missing")
         elif path.stat().st_size != record.bytes:
             wrong.append(f"{record.path}: {path.stat().st_size} bytes, the manifest says {record.bytes}")
-        elif (digest := sha256_of(path, on_bytes)) != record.sha256:
+        else:
+            present.append(record)
+    digests = sha256_of_all([folder / record.path for record in present], on_bytes)
+    for record, digest in zip(present, digests, strict=True):
+        if digest != record.sha256:
             wrong.append(f"{record.path}: SHA-256 {digest[:12]}..., the manifest says {record.sha256[:12]}...")
     listed = {record.path for record in manifest.files} | {MANIFEST}
     wrong += [f"{name}: not in the manifest" for name in sorted(set(files_below(folder)) - listed)]
@@ -142,6 +146,14 @@ def verify_checkpoint(folder: Path, on_bytes: Callable[[int], None] | None = Non
 def files_below(folder: Path) -> list[str]:
     """Paths of all files in a folder, relative to it."""
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def record_files(folder: Path, on_bytes: Callable[[int], None] | None = None) -> list[FileRecord]:
+    """Size and SHA-256 of every file in a folder."""
+    names = files_below(folder)
+    digests = sha256_of_all([folder / name for name in names], on_bytes)
+    sizes = [(folder / name).stat().st_size for name in names]
+    return [FileRecord(path=n, bytes=b, sha256=d) for n, b, d in zip(names, sizes, digests, strict=True)]
 
 
 def remove_partial_checkpoints(checkpoints: Path) -> list[str]:

@@ -3,7 +3,8 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,12 @@ def sha256_of(path: Path, on_bytes: Callable[[int], None] | None = None) -> str:
             if on_bytes is not None:
                 on_bytes(len(block))
     return digest.hexdigest()
+
+
+def sha256_of_all(paths: Sequence[Path], on_bytes: Callable[[int], None] | None = None) -> list[str]:
+    """SHA-256 of files, on as many threads as there are cores (hashing lets go of Python's lock)."""
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        return list(pool.map(lambda path: sha256_of(path, on_bytes), paths))
 
 
 def sha256_of_json(value: Any) -> str:

@@ -74,6 +74,15 @@ def test_a_layout_gives_the_numbers_of_one_process(layout, uninterrupted, stoppe
     assert values(records, "source_tokens") == values(uninterrupted[:STOP], "source_tokens")
 
 
+@pytest.mark.parametrize("layout", ["tp1", "tp2", "tp2sp", "pp2"])
+def test_the_fused_linear_loss_trains_to_the_same_losses(layout, uninterrupted, folders, prepared):
+    """A vocabulary of 261 over two ranks, one of them padded; tied weights, on two pipeline ranks too."""
+    folder = fresh(folders, prepared, f"fused-{layout}")
+    records = train(folder, layout, "-s", "train.loss=fused_linear", "--stop-after-step", str(STOP))
+    for key, rtol in PARITY_RTOL.items():
+        assert values(records, key) == pytest.approx(values(uninterrupted[:STOP], key), rel=rtol), key
+
+
 @pytest.mark.parametrize("layout", ["tp1", "dp2"])
 def test_a_resume_at_the_same_layout_is_bit_for_bit(layout, uninterrupted, stopped, folders, prepared, tmp_path):
     whole = uninterrupted

@@ -1,0 +1,126 @@
+"""Who is measured. Each takes the same inputs and returns log-probs and entropy, ready for one backward pass."""
+
+import importlib.util
+import sys
+import types
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from megatron_octo.ops import linear_token_log_probs, token_log_probs
+
+Outputs = tuple[torch.Tensor, torch.Tensor | None]
+"""(tokens,) log-probs, and the entropy where the competitor has one."""
+
+
+@dataclass(frozen=True)
+class Competitor:
+    """One way to log-probs."""
+
+    name: str
+    run: Callable[..., Outputs]
+    is_ours: bool = False
+
+
+def for_logits(device: torch.device) -> list[Competitor]:
+    """Those that take logits (tokens, vocabulary) and targets (tokens,)."""
+    found = [
+        Competitor("octo", _octo, is_ours=True),
+        Competitor("octo, in place", _octo_in_place, is_ours=True),
+        Competitor("torch log_softmax", _torch),
+    ]
+    if (utils := _openrlhf_utils()) is not None:
+        found.append(Competitor("OpenRLHF", _openrlhf(utils)))
+    if device.type == "cuda" and (flash := _attribute("flash_attn.ops.triton.cross_entropy", "cross_entropy_loss")):
+        found.append(Competitor("flash-attn (no entropy)", lambda x, t: (-flash(x.float(), t)[0], None)))
+    return found
+
+
+def for_linear(device: torch.device) -> list[Competitor]:
+    """Those that take hidden states (tokens, hidden), a weight (vocabulary, hidden) and targets (tokens,)."""
+    found = [Competitor("octo", _octo_linear, is_ours=True), Competitor("torch GEMM, log_softmax", _torch_linear)]
+    if (utils := _openrlhf_utils()) is not None:
+        by_logits = _openrlhf(utils)
+        found.append(Competitor("GEMM, OpenRLHF", lambda h, w, t: by_logits(h @ w.t(), t)))
+    if hasattr(torch.nn.functional, "linear_cross_entropy"):
+        found.append(Competitor("torch linear_cross_entropy (mean, no entropy)", _torch_linear_cross_entropy))
+    if device.type == "cuda":
+        if cut := _attribute("cut_cross_entropy", "linear_cross_entropy"):
+            found.append(
+                Competitor("cut-cross-entropy (no entropy)", lambda h, w, t: (-cut(h, w, t, reduction="none"), None))
+            )
+        liger = _attribute("liger_kernel.transformers.functional", "liger_fused_linear_cross_entropy")
+        if liger:
+            found.append(Competitor("Liger (mean, no entropy)", lambda h, w, t: (-liger(h, w, t).expand(len(t)), None)))
+    return found
+
+
+def _octo(logits: torch.Tensor, targets: torch.Tensor) -> Outputs:
+    result = token_log_probs(logits, targets, return_entropy=True)
+    return result.log_probs, result.entropy
+
+
+def _octo_in_place(logits: torch.Tensor, targets: torch.Tensor) -> Outputs:
+    result = token_log_probs(logits, targets, return_entropy=True, in_place_backward=True)
+    return result.log_probs, result.entropy
+
+
+def _torch(logits: torch.Tensor, targets: torch.Tensor) -> Outputs:
+    log_p = torch.log_softmax(logits.float(), dim=-1)
+    return log_p.gather(1, targets[:, None])[:, 0], -(log_p.exp() * log_p).sum(dim=-1)
+
+
+def _octo_linear(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> Outputs:
+    result = linear_token_log_probs(hidden, weight, targets, return_entropy=True)
+    return result.log_probs, result.entropy
+
+
+def _torch_linear(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> Outputs:
+    return _torch(hidden @ weight.t(), targets)
+
+
+def _torch_linear_cross_entropy(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> Outputs:
+    loss = torch.nn.functional.linear_cross_entropy(hidden, weight, targets)
+    return -loss.expand(len(targets)), None
+
+
+def _openrlhf(utils: Any) -> Callable[..., Outputs]:
+    def run(logits: torch.Tensor, targets: torch.Tensor) -> Outputs:
+        logits = logits.to(torch.float32)  # as its Actor.forward does
+        return utils.log_probs_from_logits(logits[None], targets[None])[0], utils.compute_entropy(logits[None])[0]
+
+    return run
+
+
+def _openrlhf_utils() -> Any | None:
+    """OpenRLHF's own `models/utils.py`, by its path: its package imports Ray and flash-attn, which this needs not.
+
+    The file names deepspeed at its top for something else; where that is not installed, an empty stand-in answers.
+    """
+    package = importlib.util.find_spec("openrlhf")
+    if package is None or not package.submodule_search_locations:
+        return None
+    path = f"{package.submodule_search_locations[0]}/models/utils.py"
+    spec = importlib.util.spec_from_file_location("openrlhf_models_utils", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    has_deepspeed = importlib.util.find_spec("deepspeed") is not None
+    if not has_deepspeed:
+        sys.modules["deepspeed"] = types.ModuleType("deepspeed")
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        if not has_deepspeed:
+            del sys.modules["deepspeed"]
+    return module
+
+
+def _attribute(module: str, name: str) -> Callable[..., Any] | None:
+    """A function of a library that may not be installed."""
+    try:
+        found: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError):
+        return None
+    return found

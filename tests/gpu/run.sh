@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# Everything of the kernels that needs a GPU, in one command, on a bare machine with torch, nvcc and pytest: build, tests,
+# benchmarks. Nothing is installed. Results go to the folder given (default: gpu-results).
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+out=${1:-gpu-results}
+mkdir -p "$out"
+export PYTHONPATH=$PWD
+python=${PYTHON:-python3}
+nvidia-smi --query-gpu=name,driver_version --format=csv,noheader | tee "$out/machine.txt"
+OCTO_CUDA_ARCHS=${OCTO_CUDA_ARCHS:-90} "$python" setup.py -q build_ext --inplace
+"$python" -m pytest -q -p no:cacheprovider tests/gpu 2>&1 | tee "$out/tests.txt"
+bench() { "$python" tools/bench_logprob.py --rounds 20 --json "$out/$1.json" --plot "$out/$1.png" "${@:2}" | tee "$out/$1.txt"; }
+bench logits-8192x128256 --form logits --tokens 8192 --vocabulary 128256
+bench logits-8192x151936 --form logits --tokens 8192 --vocabulary 151936
+bench linear-8192x131072 --form linear --tokens 8192 --hidden 4096 --vocabulary 131072
