@@ -19,4 +19,5 @@ echo "== ruff format"
 echo "== mypy"
 "$bin/mypy"
 echo "== pytest"
-exec "$bin/python" -m pytest "$@"
+# Two files at a time: most of a test's time is Python starting and ranks waiting for each other
+exec "$bin/python" -m pytest -n "${OCTO_TEST_WORKERS:-2}" --dist loadfile "$@"

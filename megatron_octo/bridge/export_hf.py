@@ -16,7 +16,7 @@ from megatron_octo.bridge.verify import TensorReport, verify_tensors
 from megatron_octo.bridge.weight_map import in_order, sizes_of
 from megatron_octo.errors import CheckpointError
 from megatron_octo.runtime.beside import folder_beside, put_in_new_place, put_in_place
-from megatron_octo.runtime.checkpoints import verify_checkpoint
+from megatron_octo.runtime.checkpoints import record_files, verify_checkpoint
 from megatron_octo.runtime.files import sync_tree, write_json_atomically
 
 OnBytes = Callable[[int], None]
@@ -77,15 +77,16 @@ def export_checkpoint(
                 f"{target}: not written: {len(report.different)} tensors read back differ from {source}: "
                 f"{', '.join(report.different[:4])}; the disk or its file system is at fault: try another"
             )
+        files = [file.model_dump() for file in record_files(output)]
+        card = model_card(checkpoint.shape, open_hf_folder(output).dtype, lineage_of(source), report.rounded > 0)
+        (output / "README.md").write_text(card, encoding="utf-8")
         record = {
             "checkpoint": source.name,
             "checkpoint_manifest_sha256": checkpoint.digest,
             "tensors_equal": report.tensors,
-            "files": [record.model_dump() for record in writer.records],
+            "files": files,
         }
         write_json_atomically(output / RECORD, record)
-        card = model_card(checkpoint.shape, open_hf_folder(output).dtype, lineage_of(source), report.rounded > 0)
-        (output / "README.md").write_text(card, encoding="utf-8")
         sync_tree(output)
         if replace:
             put_in_place(output, target)

@@ -5,7 +5,6 @@ much. The format is eight bytes of length, a JSON header and the tensors' bytes;
 with the library.
 """
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +14,6 @@ from typing import BinaryIO
 import torch
 
 from megatron_octo.bridge.hf_folder import INDEX, SINGLE
-from megatron_octo.runtime.checkpoints import FileRecord
 
 _NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 SHARD_BYTES = 5 * 10**9
@@ -41,11 +39,9 @@ class ShardedWriter:
 
     def __init__(self, folder: Path, tensors: Sequence[Planned], shard_bytes: int = SHARD_BYTES) -> None:
         self.folder, self.shards = folder, _shards(tensors, shard_bytes)
-        self.records: list[FileRecord] = []
         self._order = [(planned, number) for number, shard in enumerate(self.shards) for planned in shard]
         self._done = 0
         self._file: BinaryIO | None = None
-        self._digest = hashlib.sha256()
 
     def add(self, name: str, tensor: torch.Tensor) -> None:
         """Write the next tensor."""
@@ -54,16 +50,13 @@ class ShardedWriter:
             raise AssertionError(f"{name} of {list(tensor.shape)} {tensor.dtype}, planned was {planned}")
         if self._file is None:
             self._file = open(self.folder / self._name(shard), "wb")  # noqa: SIM115 (closed with its last tensor)
-            self._digest = hashlib.sha256()
-            self._write(_header(self.shards[shard]))
+            self._file.write(_header(self.shards[shard]))
         # bytes as they lie in memory; all machines this runs on are little-endian, as the format is
-        self._write(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+        self._file.write(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
         self._done += 1
         if self._done == len(self._order) or self._order[self._done][1] != shard:
-            size = self._file.tell()
             self._file.close()
             self._file = None
-            self.records.append(FileRecord(path=self._name(shard), bytes=size, sha256=self._digest.hexdigest()))
 
     def close(self) -> None:
         """Write the index, once every planned tensor is there."""
@@ -78,11 +71,6 @@ class ShardedWriter:
     def _name(self, shard: int) -> str:
         count = len(self.shards)
         return SINGLE if count == 1 else f"model-{shard + 1:05d}-of-{count:05d}.safetensors"
-
-    def _write(self, data: bytes | memoryview) -> None:
-        assert self._file is not None
-        self._file.write(data)
-        self._digest.update(data)
 
 
 def _shards(tensors: Sequence[Planned], shard_bytes: int) -> list[list[Planned]]:

@@ -27,12 +27,8 @@ class _SwiGlu(torch.autograd.Function):
         gate, up = gate_up.chunk(2, dim=-1)
         grad_gate_up = torch.empty_like(gate_up)
         grad_gate, grad_up = grad_gate_up.chunk(2, dim=-1)
-        sigmoid = torch.sigmoid(gate)
-        activated = gate * sigmoid
-        torch.mul(grad, activated, out=grad_up)
-        # d silu(x) / dx = s + x s (1 - s) = s + silu (1 - s)
-        derivative = torch.addcmul(sigmoid, activated, 1.0 - sigmoid)
-        torch.mul(derivative.mul_(up), grad, out=grad_gate)
+        torch.mul(grad, F.silu(gate), out=grad_up)
+        torch.ops.aten.silu_backward.grad_input(grad * up, gate, grad_input=grad_gate)
         return grad_gate_up
 
 
