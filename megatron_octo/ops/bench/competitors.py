@@ -34,7 +34,7 @@ def for_logits(device: torch.device) -> list[Competitor]:
     if (utils := _openrlhf_utils()) is not None:
         found.append(Competitor("OpenRLHF", _openrlhf(utils)))
     if device.type == "cuda" and (flash := _attribute("flash_attn.ops.triton.cross_entropy", "cross_entropy_loss")):
-        found.append(Competitor("flash-attn (no entropy)", lambda x, t: (-flash(x.float(), t)[0], None)))
+        found.append(Competitor("flash-attn (loss)", lambda x, t: (-flash(x.float(), t)[0], None)))
     return found
 
 
@@ -45,15 +45,15 @@ def for_linear(device: torch.device) -> list[Competitor]:
         by_logits = _openrlhf(utils)
         found.append(Competitor("GEMM, OpenRLHF", lambda h, w, t: by_logits(h @ w.t(), t)))
     if hasattr(torch.nn.functional, "linear_cross_entropy"):
-        found.append(Competitor("torch linear_cross_entropy (mean, no entropy)", _torch_linear_cross_entropy))
+        found.append(Competitor("torch linear CE (mean loss)", _torch_linear_cross_entropy))
     if device.type == "cuda":
         if cut := _attribute("cut_cross_entropy", "linear_cross_entropy"):
             found.append(
-                Competitor("cut-cross-entropy (no entropy)", lambda h, w, t: (-cut(h, w, t, reduction="none"), None))
+                Competitor("cut-cross-entropy (loss)", lambda h, w, t: (-cut(h, w, t, reduction="none"), None))
             )
         liger = _attribute("liger_kernel.transformers.functional", "liger_fused_linear_cross_entropy")
         if liger:
-            found.append(Competitor("Liger (mean, no entropy)", lambda h, w, t: (-liger(h, w, t).expand(len(t)), None)))
+            found.append(Competitor("Liger (mean loss)", lambda h, w, t: (-liger(h, w, t).expand(len(t)), None)))
     return found
 
 

@@ -98,8 +98,8 @@ def _print(case: Case, measured: list[Measured], result: dict[str, Any], console
     size = f"{case.tokens} x {case.vocabulary:,}" + (f", hidden {case.hidden}" if case.form == "linear" else "")
     title = f"{case.form}, {size}, {case.dtype}: {result['device']}"
     table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("")
-    for column in ("forward ms", "both ms", "x octo", "extra MB", "log-prob error", "entropy error"):
+    table.add_column("", no_wrap=True)
+    for column in ("forward", "both, ms", "x octo", "MB", "error", "entropy's"):
         table.add_column(column, justify="right", no_wrap=True)
     ours = next(m for m in measured if m.is_ours)
     for m in measured:
