@@ -6,6 +6,7 @@ vLLM sets up threads, memory and logging for its whole process, and gives nothin
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -16,6 +17,9 @@ from pathlib import Path
 
 from megatron_octo.errors import RuntimeSetupError
 from megatron_octo.runtime.files import write_text_atomically
+
+_NOISE = re.compile("leaked|nanobind|skipped remainder")
+"""What libraries print as they are taken down, after the reason."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,8 @@ def generate(model: Path, prompts: Sequence[str], max_tokens: int) -> list[Compl
         with open(log, "w") as output:
             done = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, check=False)
         if done.returncode or not answered.is_file():
-            said = "\n".join(log.read_text(errors="replace").strip().splitlines()[-12:])
+            lines = log.read_text(errors="replace").strip().splitlines()
+            said = "\n".join([line for line in lines if not _NOISE.search(line)][-12:])
             raise RuntimeSetupError(f"{model}: vLLM ended with status {done.returncode}:\n{said}")
         return [Completion(text, tuple(ids)) for text, ids in json.loads(answered.read_text())]
 

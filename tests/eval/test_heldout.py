@@ -38,7 +38,8 @@ def test_vllm_says_what_transformers_says(kind, exported, tmp_path):
     folder = exported / "runs/mini/stages/stable/hf"
     if kind != "trained":
         tokenizer_folder, folder = folder, tmp_path / "back"
-        hf = make_model(kind, tmp_path / "hf", head_dim=32)
+        # vLLM takes a Qwen2's head to be hidden / heads, whatever config.json says
+        hf = make_model(kind, tmp_path / "hf", **({"hidden_size": 128} if "qwen" in kind else {"head_dim": 32}))
         import_checkpoint(hf, tmp_path / "megatron", Parallel(tensor=2, pipeline=2))
         export_checkpoint(tmp_path / "megatron", folder, tokenizer=tokenizer_folder, dtype=torch.float32)
     prompts = ["Question:1+2+3\nAnswer:", "print(", "User:What is 7-4?\nAssistant:", "To find 12+7"]
