@@ -12,6 +12,7 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from megatron_octo.model.attention import SdpaCoreAttention
 from megatron_octo.model.mlp import SwiGluMLP
 from megatron_octo.model.norm import RMSNorm
+from megatron_octo.model.rotary import RotarySelfAttention
 from megatron_octo.runtime.device import on_cpu
 
 
@@ -28,6 +29,7 @@ def layer_spec(config: TransformerConfig, virtual_stage: int | None) -> ModuleSp
     layer.submodules.input_layernorm = RMSNorm
     layer.submodules.pre_mlp_layernorm = RMSNorm
     layer.submodules.mlp.module = SwiGluMLP
+    layer.submodules.self_attention.module = RotarySelfAttention
     layer.submodules.self_attention.submodules.core_attention = SdpaCoreAttention
     count = get_num_layers_to_build(config, vp_stage=virtual_stage)
     return TransformerBlockSubmodules(layer_specs=[layer] * count, layer_norm=RMSNorm)
