@@ -1,6 +1,7 @@
 """A Megatron distributed checkpoint of any layout to a Hugging Face folder, read directly, tensor by tensor."""
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -17,7 +18,7 @@ from megatron_octo.bridge.weight_map import in_order, sizes_of
 from megatron_octo.errors import CheckpointError
 from megatron_octo.runtime.beside import folder_beside, put_in_new_place, put_in_place
 from megatron_octo.runtime.checkpoints import record_files, verify_checkpoint
-from megatron_octo.runtime.files import sync_tree, write_json_atomically
+from megatron_octo.runtime.files import sync, sync_tree, write_json_atomically
 
 OnBytes = Callable[[int], None]
 RECORD = "octo_export.json"
@@ -58,7 +59,7 @@ def export_checkpoint(
     check_place(target, sum(tensor.bytes for tensor in planned), may_replace=replace)
     if checkpoint.digest is not None:
         verify_checkpoint(source)  # a flipped bit would be exported, and compared with itself
-    with folder_beside(target) as work:
+    with folder_beside(target) as work, ThreadPoolExecutor(1) as background:
         output = work / "output"
         output.mkdir()
         writer = ShardedWriter(output, planned, shard_bytes)
@@ -67,6 +68,8 @@ def export_checkpoint(
             if on_bytes is not None:
                 on_bytes(tensor.nbytes)
         writer.close()
+        # the disk works while tensors are compared and files hashed
+        flushed = [background.submit(sync, file) for file in output.iterdir()]
         write_companions(companions, output)
         tokens = companions.special_tokens() if companions.config is None else {}
         text = config_of(checkpoint.shape, dtype or checkpoint.dtype, companions.config, tokens)
@@ -87,6 +90,8 @@ def export_checkpoint(
             "files": files,
         }
         write_json_atomically(output / RECORD, record)
+        for flush in flushed:
+            flush.result()
         sync_tree(output)
         if replace:
             put_in_place(output, target)

@@ -21,7 +21,8 @@ class _Rotate(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        return _rotated(grads[0], *ctx.saved_tensors, -1), None, None
+        cos_S11R, sin_S11R = ctx.saved_tensors
+        return _rotated(grads[0], cos_S11R, sin_S11R, -1), None, None
 
 
 def _rotated(x_SBND: torch.Tensor, cos_S11R: torch.Tensor, sin_S11R: torch.Tensor, sign: int) -> torch.Tensor:

@@ -24,7 +24,7 @@ from megatron_octo.report.panels import (
 )
 from megatron_octo.report.rows import StepRow, read_steps, read_validation
 from megatron_octo.report.smooth import smoothed
-from megatron_octo.runtime.files import sync_folder
+from megatron_octo.runtime.files import sync
 from megatron_octo.runtime.run_folder import RunFolder
 
 _TRUNK = "#3b4252"
@@ -161,5 +161,5 @@ def _save(figure: Figure, path: Path) -> Path:
         file.flush()
         os.fsync(file.fileno())
     os.replace(beside, path)
-    sync_folder(path.parent)
+    sync(path.parent)
     return path

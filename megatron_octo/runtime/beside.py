@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from megatron_octo.errors import RuntimeSetupError
-from megatron_octo.runtime.files import sync_folder
+from megatron_octo.runtime.files import sync
 
 _LOCK = "lock"
 
@@ -48,7 +48,7 @@ def put_in_place(folder: Path, final: Path) -> None:
     if final.exists():
         os.replace(final, old)
     os.replace(folder, final)
-    sync_folder(final.parent)
+    sync(final.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -65,7 +65,7 @@ def put_in_new_place(folder: Path, final: Path) -> None:
             f"{final}: something came to stand there meanwhile ({error.strerror}), so what was made is not kept; give "
             "another name"
         ) from None
-    sync_folder(final.parent)
+    sync(final.parent)
 
 
 def _remove_stale(folder: Path, final: Path) -> None:

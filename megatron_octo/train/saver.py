@@ -22,7 +22,7 @@ from megatron_octo.runtime.checkpoints import (
     remove_checkpoint,
     remove_partial_checkpoints,
 )
-from megatron_octo.runtime.files import sha256_of, sync_folder, sync_tree, write_text_atomically
+from megatron_octo.runtime.files import sha256_of, sync, sync_tree, write_text_atomically
 from megatron_octo.runtime.groups import Rank, from_first_rank
 from megatron_octo.train.state import save_state
 
@@ -85,7 +85,7 @@ class CheckpointSaver:
                 if final.exists():  # the same step saved again after a resume from an earlier one
                     remove_checkpoint(self.folder, manifest.step)
                 partial.rename(final)
-                sync_folder(self.folder)
+                sync(self.folder)
                 self._clear_old()
             torch.distributed.barrier()
 
