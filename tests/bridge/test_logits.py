@@ -10,8 +10,10 @@ import sys
 from dataclasses import replace
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
+from megatron_octo.bridge.export_hf import export_checkpoint
 from megatron_octo.bridge.hf_folder import open_hf_folder
 from megatron_octo.bridge.import_hf import import_checkpoint
 from megatron_octo.bridge.logits import TOLERANCE, LogitsReport, compare_logits
@@ -94,6 +96,14 @@ def test_nan_on_both_sides_is_no_proof(tmp_path):
     import_checkpoint(hf, tmp_path / "megatron", Parallel())
     report = compare_logits(hf, tmp_path / "megatron")
     assert not report.is_finite and not report.is_equal
+
+
+def test_a_rounded_export_is_compared_as_rounded(tmp_path):
+    hf, megatron, rounded = make_model("qwen2.5-untied", tmp_path / "hf"), tmp_path / "megatron", tmp_path / "rounded"
+    import_checkpoint(hf, megatron, Parallel())
+    export_checkpoint(megatron, rounded, dtype=torch.bfloat16)
+    report = compare_logits(rounded, megatron)
+    assert report.is_equal and report.largest_difference <= TOLERANCE
 
 
 def test_a_rope_scaling_that_was_dropped_is_seen(tmp_path):

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
 from megatron_octo.bridge.export_hf import export_checkpoint
-from megatron_octo.bridge.hf_folder import open_hf_folder
+from megatron_octo.bridge.hf_folder import INDEX, open_hf_folder
 from megatron_octo.bridge.import_hf import import_checkpoint
 from megatron_octo.bridge.megatron_folder import open_megatron_folder
 from megatron_octo.bridge.torch_dist import TorchDistReader
@@ -73,6 +73,14 @@ def test_sharded_in_and_sharded_out(tmp_path):
     assert read.keys() == expected.keys() and all(torch.equal(read[name], expected[name]) for name in read)
     index = json.loads((tmp_path / "back" / "model.safetensors.index.json").read_text())
     assert index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in read.values())
+
+
+def test_a_single_file_goes_before_an_index_beside_it(tmp_path):
+    """As in transformers: an index left from an older, sharded copy says nothing."""
+    hf = make_model("llama-3.2", tmp_path / "hf")
+    alone = open_hf_folder(hf)
+    (hf / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": {"model.norm.weight": "gone.safetensors"}}))
+    assert open_hf_folder(hf) == alone
 
 
 def test_every_bit_pattern_comes_back(tmp_path):
