@@ -89,6 +89,9 @@ def _parser() -> argparse.ArgumentParser:
     heldout = commands.add_parser("heldout", parents=[recipe], help="exported stages answer the held-out problems")
     heldout.add_argument("stage", nargs="*", help="stages (default: all)")
     heldout.set_defaults(command=_heldout)
+    rl = commands.add_parser("rl", parents=[recipe], help="PPO or GRPO from an exported stage, by OpenRLHF")
+    rl.add_argument("stage", help="the stage to start from")
+    rl.set_defaults(command=_rl)
     convert = commands.add_parser("convert", help="Hugging Face weights to Megatron's and back, and the proof")
     add_convert_commands(convert.add_subparsers(required=True, metavar="COMMAND"))
 
@@ -210,6 +213,30 @@ def _heldout(options: argparse.Namespace) -> int:
     answer_heldout(recipe, run, recipe.chosen(options.stage), Console())
     _draw(recipe, run)
     return 0
+
+
+def _rl(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from megatron_octo.rl.launch import train_rl
+
+    recipe, run = _load(options)
+    (stage,) = recipe.chosen([options.stage])
+    train_rl(recipe, run, stage, Console())
+    _draw_rl(recipe, run, stage)
+    return 0
+
+
+def _draw_rl(recipe: "Recipe", run: "RunFolder", stage: str) -> None:
+    from rich.console import Console
+
+    from megatron_octo.eval.heldout import answer_reinforced
+    from megatron_octo.report.rl_curves import draw_rl_curves
+
+    if run.heldout.is_file():
+        answer_reinforced(recipe, run, stage, Console())
+    print(f"RL curves: {draw_rl_curves(run, stage)}")
+    _draw(recipe, run)
 
 
 def _bench_logprob(options: argparse.Namespace) -> int:

@@ -64,7 +64,8 @@ def _settings(model: Path, longest: int, max_tokens: int) -> dict[str, object]:
     # left to itself, vLLM runs fp32 weights in half precision, and compiles for longer than small models take to answer
     config = json.loads((model / "config.json").read_text())
     # a share of this machine's memory; the key-value cache has its own limit in the environment
-    return settings | {"dtype": config["torch_dtype"], "enforce_eager": True, "gpu_memory_utilization": 0.1}
+    dtype = config.get("torch_dtype") or config["dtype"]  # transformers 5 writes the second
+    return settings | {"dtype": dtype, "enforce_eager": True, "gpu_memory_utilization": 0.1}
 
 
 def main() -> None:

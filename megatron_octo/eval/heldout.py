@@ -78,6 +78,46 @@ def answer_heldout(recipe: Recipe, run: RunFolder, stages: list[str], console: C
             console.print(f"  {escape(answer.question)}  ->  {escape(said)}  ({mark})", highlight=False, soft_wrap=True)
 
 
+def answer_reinforced(recipe: Recipe, run: RunFolder, stage: str, console: Console) -> dict[str, Any]:
+    """Let a stage's model after RL answer all held-out problems; `rl/<stage>/heldout.json`, before and after.
+
+    Raises:
+        CheckpointError: RL from the stage is not done.
+        DataError: the run has no held-out problems.
+        RuntimeSetupError: vLLM is not installed, or failed.
+    """
+    folder, model = run.reinforced(stage), run.reinforced(stage) / "last"
+    if not (model / "config.json").is_file():
+        raise CheckpointError(f"{model}: RL from {stage} is not done; run `octo rl {recipe.name} {stage}` first")
+    answer_heldout(recipe, run, [stage], console)
+    before = json.loads((run.evaluation(stage) / "heldout.json").read_text())
+    problems = read_heldout(run.heldout)
+    with console.status(f"{stage} after RL: vLLM answers {len(problems)} held-out problems"):
+        completions = generate(model, [problem["prompt"] for problem in problems], MAX_TOKENS)
+    answers = [
+        Answer(problem["question"], completion.text, problem["answer"])
+        for problem, completion in zip(problems, completions, strict=True)
+    ]
+    right = sum(answer.is_right for answer in answers)
+    rows = [
+        {"question": a.question, "response": a.response, "expected": a.expected, "right": a.is_right} for a in answers
+    ]
+    write_text_atomically(folder / "heldout.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    result = {
+        "accuracy_before": before["accuracy"],
+        "accuracy_after": right / len(answers),
+        "problems": len(answers),
+        "problems_sha256": sha256_of(run.heldout),
+    }
+    write_json_atomically(folder / "heldout.json", result)
+    console.print(
+        f"[bold]{escape(stage)}[/bold] after RL: {right} of {len(answers)} held-out problems right, "
+        f"{result['accuracy_after']:.1%} (before: {before['accuracy']:.1%})",
+        highlight=False,
+    )
+    return result
+
+
 def _score(result: dict[str, Any]) -> str:
     return f"{result['right']} of {result['problems']} held-out problems right, {100 * result['accuracy']:.1f}%"
 

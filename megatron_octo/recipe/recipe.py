@@ -9,6 +9,7 @@ from megatron_octo.errors import RecipeError
 from megatron_octo.recipe.base import Section
 from megatron_octo.recipe.data import DataSection
 from megatron_octo.recipe.model import ModelSection
+from megatron_octo.recipe.rl import RlSection
 from megatron_octo.recipe.schedule import learning_rate_of_step, steps_of
 from megatron_octo.recipe.stage import BASE, Stage
 from megatron_octo.recipe.train import Parallel, TrainSection
@@ -25,6 +26,7 @@ class Recipe(Section):
     train: TrainSection
     parallel: Parallel = Parallel()
     stages: dict[str, Stage] = Field(min_length=1)
+    rl: RlSection | None = None
 
     def layout(self, stage: str) -> Parallel:
         """Parallel layout of a stage."""

@@ -61,7 +61,7 @@ def draw_curves(recipe: Recipe, run: RunFolder, path: Path) -> Path:
         left=0.07 if branches else 0.085, right=right, top=0.88, bottom=0.085, hspace=0.09, wspace=0.16
     )
     _write_title(figure, recipe, curves, right)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def _curves(recipe: Recipe, run: RunFolder) -> list[Curve]:
@@ -149,7 +149,7 @@ def _write_title(figure: Figure, recipe: Recipe, curves: list[Curve], right: flo
     figure.text(right, 0.95, note, fontsize=9.5, color=MUTED, ha="right")
 
 
-def _save(figure: Figure, path: Path) -> Path:
+def save_figure(figure: Figure, path: Path) -> Path:
     """Write beside, flush, rename."""
     picture = io.BytesIO()
     FigureCanvasAgg(figure)

@@ -36,6 +36,10 @@ HELDOUT_KEYS = ("accuracy", "problems")
 """Of the held-out problems, the share answered right, and how many there are."""
 
 
+RL_HELDOUT_KEYS = ("accuracy_before", "accuracy_after", "problems")
+RL_RESULT_KEYS = ("steps", "mean_response_length", "wall_seconds")
+
+
 def write_summary(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
     """Bring summary.json up to date with the stages that are done, and return it.
 
@@ -55,6 +59,8 @@ def write_summary(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
         if entry:
             stages[name] = entry
     summary = summary | {"recipe": recipe.name, "stages": stages}
+    if reinforced := {stage: numbers for stage in recipe.stages if (numbers := _reinforced(run, stage))}:
+        summary["rl"] = summary.get("rl", {}) | reinforced
     write_json_atomically(run.summary, summary)
     return summary
 
@@ -83,6 +89,25 @@ def print_summary(summary: dict[str, Any], console: Console) -> None:
         )
     console.print(table)
     _print_validation(stages, console)
+    _print_reinforced(summary.get("rl", {}), console)
+
+
+def _print_reinforced(reinforced: dict[str, dict[str, Any]], console: Console) -> None:
+    if not reinforced:
+        return
+    table = _table("RL", "from")
+    for column in ("steps", "held-out right", "response length", "time"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for name, numbers in reinforced.items():
+        before, after = (_shown(numbers.get(f"accuracy_{when}"), "{:.1%}".format) for when in ("before", "after"))
+        table.add_row(
+            name,
+            _shown(numbers.get("steps"), str),
+            f"{before} to {after}",
+            _shown(numbers.get("mean_response_length"), "{:.0f}".format),
+            _shown(numbers.get("wall_seconds"), short_duration),
+        )
+    console.print(table)
 
 
 def _print_validation(stages: dict[str, dict[str, Any]], console: Console) -> None:
@@ -126,6 +151,17 @@ def _result(path: Path) -> dict[str, Any]:
     if missing := [key for key in RESULT_KEYS if key not in result]:
         raise DataError(f"{path}: lacks {', '.join(missing)}; remove it and run `octo train` to finish the stage again")
     return {key: result[key] for key in RESULT_KEYS}
+
+
+def _reinforced(run: RunFolder, stage: str) -> dict[str, Any]:
+    """What RL from a stage came to: accuracy before and after, and how long its responses are."""
+    result, held = run.reinforced(stage) / "result.json", run.reinforced(stage) / "heldout.json"
+    if not result.is_file():
+        return {}
+    trained = _read(result)
+    measured = _read(held) if held.is_file() else {}
+    numbers = {key: measured[key] for key in RL_HELDOUT_KEYS if key in measured}
+    return numbers | {key: trained[key] for key in RL_RESULT_KEYS if key in trained}
 
 
 def _heldout(run: RunFolder, stage: str) -> dict[str, Any]:

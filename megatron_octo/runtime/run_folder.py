@@ -84,6 +84,10 @@ class RunFolder:
         """A stage's last checkpoint as Hugging Face stores models."""
         return self.stage(stage) / "hf"
 
+    def reinforced(self, stage: str) -> Path:
+        """The RL run from a stage's export."""
+        return self.root / "rl" / stage
+
     def evaluation(self, stage: str) -> Path:
         """What a stage's model was measured to do."""
         return self.root / "eval" / stage

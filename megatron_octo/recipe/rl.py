@@ -1,0 +1,151 @@
+"""RL from an exported stage: prompts, algorithm, lengths, reward, what is watched. Defaults are the paper's.
+
+Sources: [A] the paper's appendix (arXiv 2506.20512), [R] its repository's evaluation scripts, [O] OpenRLHF 0.11.2's
+own default, [C] our choice where they are silent.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from megatron_octo.recipe.base import Section
+
+SIMPLE = "Question:{prompt}\nAnswer:"
+"""The paper's simple template [A]."""
+COMPLEX = (
+    "A conversation between User and Assistant. The User asks a question, and the Assistant solves it. The Assistant "
+    "reasons step by step and puts the final answer inside \\boxed{{}}.\nUser: {prompt}\nAssistant:"
+)
+"""A conversation that asks for the answer in a box, as the paper's complex template does [A]; the wording is ours."""
+
+
+class PromptFile(Section):
+    """Problems in a JSON or JSONL file."""
+
+    kind: Literal["file"]
+    path: str
+    prompt_key: str = "prompt"
+    answer_key: str = "answer"
+    count: PositiveInt | None = None
+    """The first so many."""
+    max_bad_share: float = Field(default=0.001, ge=0.0, lt=1.0)
+    """Rows with no problem, or an answer that nothing can be compared with, are left out and named up to this share,
+    and stop the run beyond it. (MATH8K as released has two empty answers in 8,523 rows.)"""
+
+
+class BuiltinPrompts(Section):
+    """Sums of three terms, as the held-out ones, made by reasoning-gym; none of them is among those."""
+
+    kind: Literal["builtin"]
+    count: PositiveInt
+
+
+Prompts = Annotated[PromptFile | BuiltinPrompts, Field(discriminator="kind")]
+
+
+class LengthLimit(Section):
+    """Most tokens of a response from a rollout step on."""
+
+    from_step: NonNegativeInt
+    tokens: PositiveInt
+
+
+class Reward(Section):
+    r"""What a response earns. Right is decided by its last `\boxed{}`: by its text, then by math-verify."""
+
+    right: float = 1.0
+    wrong: float = 0.0
+    """-1 gives the form +1/-1."""
+    no_answer: float | None = None
+    r"""Without a `\boxed{}` that closes; None: as wrong."""
+    truncated_penalty: NonNegativeFloat = 0.0
+    """Taken off a response that was cut at its limit."""
+    seconds: PositiveFloat = 5.0
+    """Longest time to compare one answer; then it is wrong."""
+    processes: PositiveInt = 2
+
+
+class LengthAlarm(Section):
+    """When responses blow up, as Llama's did in the paper's first figure. Means are over `window` rollout steps."""
+
+    truncated_share: float = Field(default=0.5, gt=0.0, le=1.0)
+    """Alarm where more than this share is cut at the limit."""
+    growth: PositiveFloat = 4.0
+    """Alarm where responses are so many times as long as in the first `window` steps."""
+    window: PositiveInt = 8
+    stop: bool = False
+    """End the run at an alarm, after its checkpoint."""
+
+
+class Correction(Section):
+    """Importance sampling against the mismatch of vLLM's log-probs and the trainer's, as OpenRLHF offers it."""
+
+    level: Literal["off", "token", "seq"] = "token"  # [C]; OpenRLHF's default is off
+    mode: Literal["mask", "clip"] = "clip"
+    bounds: tuple[float, float] = (0.5, 5.0)  # [O]
+
+
+class RlSection(Section):
+    """One RL run, the same for whichever stage it starts from."""
+
+    algorithm: Literal["gae", "reinforce", "rloo", "reinforce_baseline", "group_norm", "dr_grpo"] = "group_norm"
+    """OpenRLHF's advantage estimators: `gae` is PPO with a critic, `group_norm` GRPO [A]."""
+    prompts: Prompts
+    validation: Prompts | None = None
+    template: Literal["simple", "complex"] | str = "simple"
+    """A name, or a text with {prompt} in it."""
+    stop: tuple[str, ...] = ()
+    """Texts that end a response besides its end-of-text token. They stay part of it."""
+    seed: NonNegativeInt = 42
+    episodes: PositiveInt = 1
+    """Passes over the prompts."""
+    prompts_per_step: PositiveInt = 128  # [A]
+    samples_per_prompt: PositiveInt = 16  # [A]
+    mini_batch_prompts: PositiveInt = 64  # [A] "PPO mini-batch 64"
+    """Of one optimizer step, in prompts, as verl counts them: each comes with all its samples."""
+    micro_batch_size: PositiveInt = 8
+    """Sequences a GPU at a time, forward and backward."""
+    temperature: PositiveFloat = 1.0  # [A]
+    learning_rate: PositiveFloat = 1e-6  # [A]
+    learning_rate_shape: str = "constant"  # [C] the paper names one rate and no shape
+    warmup: NonNegativeFloat = 0.0  # [C] share of the steps
+    critic_learning_rate: PositiveFloat = 9e-6  # [O]
+    kl_coefficient: NonNegativeFloat = 0.0  # [A]
+    clip: PositiveFloat = 0.2  # [O]; the paper does not say
+    max_prompt_tokens: PositiveInt = 1024  # [C]
+    response_tokens: tuple[LengthLimit, ...] = (LengthLimit(from_step=0, tokens=4096),)  # [A]
+    reward: Reward = Reward()
+    correction: Correction = Correction()
+    alarm: LengthAlarm = LengthAlarm()
+    validate_every: PositiveInt = 4  # [A]
+    save_every: PositiveInt = 20
+    keep: PositiveInt = 3
+    fused_log_probs: bool = True
+    """The actor's log-probs and entropy by our operator; false: by OpenRLHF's own code."""
+    gpus: PositiveInt = 1
+    """For the actor; as many again for the critic."""
+    engines: PositiveInt = 1
+    """vLLM engines, of `engine_gpus` each."""
+    engine_gpus: PositiveInt = 1
+    ray_address: str | None = None
+    """An existing cluster (`auto`, or host:port); None: one of its own on this machine."""
+    openrlhf: dict[str, bool | int | float | str | list[float] | list[str]] = Field(default={})
+    """Options of OpenRLHF that have no name here, e.g. `actor.max_norm: 0.5`. They win over what we pass."""
+
+    @property
+    def prompt_template(self) -> str:
+        """The template as text."""
+        return {"simple": SIMPLE, "complex": COMPLEX}.get(self.template, self.template)
+
+    @property
+    def longest_response(self) -> int:
+        """The last and largest of the limits, in tokens."""
+        return max(limit.tokens for limit in self.response_tokens)
+
+    def response_limit(self, rollout_step: int) -> int:
+        """Most tokens of a response at a rollout step, counted from 0."""
+        limit = self.response_tokens[0].tokens
+        for later in self.response_tokens:
+            if rollout_step >= later.from_step:
+                limit = later.tokens
+        return limit

@@ -1,0 +1,81 @@
+"""What RL did, on one page: reward and accuracy, response length, entropy and mismatch, over rollout steps."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from megatron_octo.report.curves import save_figure
+from megatron_octo.report.panels import INK, MUTED, style
+from megatron_octo.report.smooth import smoothed
+from megatron_octo.runtime.run_folder import RunFolder
+
+_BLUE, _ORANGE, _GREEN, _GREY = "#0072b2", "#d55e00", "#009e73", "#8a8a8a"
+Lines = tuple[tuple[str, str, str], ...]
+"""Of each line: the metric, its label, its colour."""
+_PANELS: tuple[tuple[str, Lines], ...] = (
+    ("share of responses", (("accuracy", "right", _BLUE), ("truncated_share", "cut at the limit", _ORANGE))),
+    (
+        "response length, tokens",
+        (
+            ("response_length", "mean", _BLUE), ("response_length_right", "of right ones", _GREEN),
+            ("response_length_p90", "90% are shorter", _GREY), ("response_limit", "limit", _ORANGE),
+        ),
+    ),
+    ("entropy, nats a token", (("entropy", "entropy", _BLUE),)),
+    (
+        "vLLM against the trainer",
+        (("mismatch_mean", "mean |log-prob difference|", _BLUE), ("mismatch_far_share", "share off by 10%", _ORANGE)),
+    ),
+)  # fmt: skip
+
+
+def draw_rl_curves(run: RunFolder, stage: str) -> Path | None:
+    """Draw `rl/<stage>/curves.png` from its metrics; None where no step was made."""
+    folder = run.reinforced(stage)
+    records = _records(folder / "metrics.jsonl")
+    if not records:
+        return None
+    result = folder / "heldout.json"
+    held = json.loads(result.read_text()) if result.is_file() else None
+    figure = Figure(figsize=(11.0, 6.8), dpi=150, facecolor="white")
+    grid = figure.subplots(2, 2, sharex=True)
+    for axes, (title, lines) in zip(grid.flat, _PANELS, strict=True):
+        style(axes)
+        axes.set_title(title, loc="left", fontsize=11, color=INK, pad=6)
+        for metric, label, colour in lines:
+            _draw(axes, records, metric, label, colour)
+        if axes.get_legend_handles_labels()[1]:
+            axes.legend(frameon=False, fontsize=9, labelcolor=INK)
+        axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
+    for axes in grid[1]:
+        axes.set_xlabel("rollout step", color=INK)
+    figure.suptitle(f"RL from {stage}", x=0.06, y=0.975, ha="left", fontsize=15, fontweight="bold", color=INK)
+    if held is not None:
+        text = (
+            f"greedy, {held['problems']} held-out problems: {held['accuracy_before']:.1%} before, "
+            f"{held['accuracy_after']:.1%} after"
+        )
+        figure.text(0.98, 0.955, text, ha="right", fontsize=10.5, color=MUTED)
+    figure.subplots_adjust(left=0.06, right=0.98, top=0.88, bottom=0.08, hspace=0.24, wspace=0.14)
+    return save_figure(figure, folder / "curves.png")
+
+
+def _records(path: Path) -> list[dict[str, Any]]:
+    if not path.is_file():
+        return []
+    parse: Callable[[str], dict[str, Any]] = json.loads
+    return [parse(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+
+
+def _draw(axes: Axes, records: list[dict[str, Any]], metric: str, label: str, colour: str) -> None:
+    points = [(record["step"], record[metric]) for record in records if metric in record]
+    if not points:
+        return
+    steps, values = (np.array(column, dtype=np.float64) for column in zip(*points, strict=True))
+    axes.plot(steps, values, color=colour, alpha=0.25, linewidth=0.8)
+    axes.plot(steps, smoothed(values, window=max(1, len(values) // 10)), color=colour, linewidth=2.0, label=label)

@@ -1,0 +1,72 @@
+"""OpenRLHF's agent of this project: one answer to one prompt, within the step's limit, graded.
+
+OpenRLHF loads this file by its path in every vLLM actor (`--train.agent_func_path`).
+"""
+
+import asyncio
+from copy import deepcopy
+from typing import Any
+
+from openrlhf.utils.agent import AgentExecutorBase
+
+from megatron_octo.rl.graders import Graders
+from megatron_octo.rl.session import Session
+
+
+class AgentExecutor(AgentExecutorBase):
+    """Samples a response and grades it."""
+
+    def __init__(self) -> None:
+        session = Session.from_environment()
+        if session is None:
+            raise RuntimeError("this agent is started by `octo rl`, which says what to reward")
+        self.rl = session.rl
+        self.graders = Graders(self.rl.reward.processes, self.rl.reward.seconds)
+
+    async def execute(
+        self,
+        prompt: str,
+        label: str,
+        sampling_params: Any,
+        max_length: int,
+        hf_tokenizer: Any,
+        llm_engine: Any,
+        images: Any = None,
+    ) -> dict[str, Any]:
+        """One sample in OpenRLHF's form."""
+        prompt_ids = hf_tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        params = deepcopy(sampling_params)
+        params.max_tokens = min(params.max_tokens or max_length, max_length - len(prompt_ids))
+        params.stop, params.include_stop_str_in_output = list(self.rl.stop), True
+        params.detokenize = True
+        output = (await llm_engine.generate(prompt_ids, params)).outputs[0]
+        response_ids, truncated = list(output.token_ids), output.finish_reason == "length"
+        text = hf_tokenizer.decode(response_ids, skip_special_tokens=True)
+        right, has_answer, timed_out = await asyncio.to_thread(self.graders.grade, text, label)
+        log_probs = None
+        if params.logprobs is not None:
+            log_probs = [0.0] * len(prompt_ids) + [
+                float(of[token].logprob) for token, of in zip(response_ids, output.logprobs, strict=True)
+            ]
+        return {
+            "prompt": prompt,
+            "label": label,
+            "images": images,
+            "mm_train_inputs": None,
+            "reward": self._reward(right, has_answer, truncated),
+            "scores": float(right),
+            "observation_tokens": list(prompt_ids) + response_ids,
+            "action_ranges": [(len(prompt_ids), len(prompt_ids) + len(response_ids))],
+            "rollout_log_probs": log_probs,
+            "truncated": truncated,
+            "extra_logs": {
+                "right": float(right), "has_answer": float(has_answer), "grader_timed_out": float(timed_out),
+            },
+        }  # fmt: skip
+
+    def _reward(self, right: bool, has_answer: bool, truncated: bool) -> float:
+        settings = self.rl.reward
+        reward = settings.right if right else settings.wrong
+        if not has_answer and settings.no_answer is not None:
+            reward = settings.no_answer
+        return reward - settings.truncated_penalty * truncated

@@ -1,0 +1,104 @@
+"""A recipe's `rl` section in OpenRLHF 0.11.2's own options."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from megatron_octo.recipe.rl import RlSection
+
+AGENT = Path(__file__).with_name("agent.py")
+VALIDATION_SCORE = "eval_validation_pass1"
+"""OpenRLHF's name of the validation score: rows say `datasource: validation`."""
+
+
+def options_of(
+    rl: RlSection, *, model: Path, prompts: Path, validation: Path | None, folder: Path, on_cpu: bool
+) -> dict[str, Any]:
+    """OpenRLHF's options by name, without the leading dashes.
+
+    Args:
+        model: an exported stage.
+        prompts: JSONL rows of `input` (with the template around it), `label` and `datasource`.
+        folder: where checkpoints, the last model and TensorBoard's files go.
+    """
+    options: dict[str, Any] = {
+        "actor.model_name_or_path": str(model),
+        "actor.num_gpus_per_node": rl.gpus,
+        "actor.adam.lr": rl.learning_rate,
+        "actor.lr_scheduler": rl.learning_rate_shape,
+        "actor.lr_warmup_ratio": rl.warmup,
+        "actor.eps_clip": rl.clip,
+        "actor.entropy_coef": 0.0,  # logged, no bonus
+        "vllm.num_engines": rl.engines,
+        "vllm.tensor_parallel_size": rl.engine_gpus,
+        "algo.advantage.estimator": rl.algorithm,
+        "algo.kl.init_coef": rl.kl_coefficient,
+        "algo.advantage.is_correction_level": rl.correction.level,
+        "algo.advantage.is_correction_mode": rl.correction.mode,
+        "algo.advantage.is_correction_threshold": list(rl.correction.bounds),
+        "rollout.batch_size": rl.prompts_per_step,
+        "rollout.n_samples_per_prompt": rl.samples_per_prompt,
+        "rollout.temperature": rl.temperature,
+        "rollout.micro_batch_size": rl.micro_batch_size,
+        "rollout.max_new_tokens": rl.longest_response,
+        "train.batch_size": rl.mini_batch_prompts * rl.samples_per_prompt,
+        "train.micro_batch_size": rl.micro_batch_size,
+        "train.num_episodes": rl.episodes,
+        "train.seed": rl.seed,
+        "train.agent_func_path": str(AGENT),
+        "data.prompt_dataset": str(prompts),
+        "data.input_key": "input",
+        "data.label_key": "label",
+        "data.max_len": rl.max_prompt_tokens + rl.longest_response,
+        "ckpt.path": str(folder / "checkpoints"),
+        "ckpt.output_dir": str(folder / "last"),
+        "ckpt.save_steps": rl.save_every,
+        "ckpt.max_num": rl.keep,
+        "ckpt.save_hf": True,
+        "ckpt.load_enable": True,
+        "logger.tensorboard_dir": str(folder / "tensorboard"),
+    }
+    if rl.kl_coefficient:
+        options["ref.num_gpus_per_node"] = rl.gpus
+    if rl.algorithm == "gae":
+        options |= {
+            "critic.model_name_or_path": str(model),
+            "critic.num_gpus_per_node": rl.gpus,
+            "critic.adam.lr": rl.critic_learning_rate,
+        }
+    if validation is not None:
+        options |= {
+            "eval.dataset": str(validation),
+            "eval.steps": rl.validate_every,
+            "eval.temperature": 0.0,  # greedy [A]
+            "eval.n_samples_per_prompt": 1,
+            "ckpt.best_metric_key": VALIDATION_SCORE,
+        }
+    if on_cpu:
+        options |= {
+            "vllm.sync_backend": "gloo",
+            "vllm.enforce_eager": True,
+            "vllm.gpu_memory_utilization": 0.1,  # a share of the machine's memory; the cache has a limit of its own
+            "ds.attn_implementation": "sdpa",
+        }
+    return options | rl.openrlhf
+
+
+def command_line(options: Mapping[str, Any]) -> list[str]:
+    """Options as OpenRLHF's parser takes them: a flag where the value is true, nothing where it is false."""
+    words: list[str] = []
+    for name, value in options.items():
+        if value is False or value is None:
+            continue
+        words.append(f"--{name}")
+        if value is not True:
+            words += [str(part) for part in value] if isinstance(value, list | tuple) else [str(value)]
+    return words
+
+
+def gpus_of(rl: RlSection, options: Mapping[str, Any]) -> int:
+    """GPUs that a run takes from Ray."""
+    if options.get("train.colocate_all"):
+        return rl.gpus
+    groups = 1 + ("critic.model_name_or_path" in options) + (rl.kl_coefficient > 0)
+    return groups * rl.gpus + rl.engines * rl.engine_gpus

@@ -1,0 +1,39 @@
+"""Everything that is put into OpenRLHF's processes: Ray's workers by their setup hook, vLLM's by its plugin.
+
+Importing OpenRLHF takes seconds in each, so it is left to those that carry a session.
+"""
+
+import os
+
+from megatron_octo.rl.session import Session
+
+
+def install() -> None:
+    """Install what this process needs; nothing where it belongs to no RL run. Ray's `worker_process_setup_hook`."""
+    session = Session.from_environment()
+    if session is None:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        from megatron_octo.rl.cpu import install_rl_on_cpu
+
+        install_rl_on_cpu()
+    if session.rl.fused_log_probs:
+        from megatron_octo.rl.actor import install_fused_actor
+
+        install_fused_actor()
+    from megatron_octo.rl.trainer import install_trainer_hooks
+
+    install_trainer_hooks(session)
+
+
+def vllm_plugin() -> None:
+    """Entry point `vllm.general_plugins`: vLLM calls it in each of its processes, whoever started them."""
+    import torch
+
+    if Session.from_environment() is not None and not torch.cuda.is_available():
+        from megatron_octo.rl.cpu import install_rl_on_cpu
+
+        install_rl_on_cpu()

@@ -1,0 +1,210 @@
+"""`octo rl`: checks before anything starts, then OpenRLHF as a process of its own, watched from its metrics."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from megatron_octo.errors import CheckpointError, RecipeError, RuntimeSetupError
+from megatron_octo.recipe import Recipe
+from megatron_octo.recipe.rl import RlSection
+from megatron_octo.rl.arguments import command_line, gpus_of, options_of
+from megatron_octo.rl.prompts import Prompt, read_prompts, write_prompts
+from megatron_octo.rl.session import Session
+from megatron_octo.rl.watch import read_metrics
+from megatron_octo.runtime.files import sha256_of_json, write_json_atomically
+from megatron_octo.runtime.run_folder import RunFolder
+
+_NEEDED = ("openrlhf", "ray", "deepspeed", "math-verify")
+_POLL_SECONDS = 0.5
+RESULT = "result.json"
+
+
+def train_rl(recipe: Recipe, run: RunFolder, stage: str, console: Console) -> Path:
+    """Train a stage's export by the recipe's `rl` section. Returns the folder of the last model.
+
+    What was done by the same settings from the same export is not done again, and said so; what was interrupted goes
+    on from its last checkpoint.
+
+    Raises:
+        RecipeError: the recipe has no `rl` section, or one whose numbers do not fit.
+        CheckpointError: the stage is not exported.
+        DataError: prompts that cannot be used.
+        RuntimeSetupError: packages or GPUs that are missing, or OpenRLHF failed; with where its log is.
+    """
+    rl = _section(recipe)
+    model, folder = run.exported(stage), run.reinforced(stage)
+    if not (model / "config.json").is_file():
+        raise CheckpointError(f"{model}: {stage} is not exported; run `octo export {recipe.name} {stage}` first")
+    _check_packages()
+    on_cpu = _on_cpu()
+    prompts = read_prompts(rl.prompts, recipe, run, rl.seed)
+    steps = _check_numbers(rl, prompts)
+    options = options_of(
+        rl,
+        model=model,
+        prompts=folder / "prompts.jsonl",
+        validation=folder / "validation.jsonl" if rl.validation is not None else None,
+        folder=folder,
+        on_cpu=on_cpu,
+    )
+    slots = gpus_of(rl, options)
+    _check_gpus(rl, slots, on_cpu)
+    of = {
+        "rl": rl.model_dump(mode="json"),
+        "export": json.loads((model / "octo_export.json").read_text())["checkpoint_manifest_sha256"],
+        "prompts": write_prompts(prompts, rl.prompt_template, folder / "prompts.jsonl", "prompts"),
+    }
+    if rl.validation is not None:
+        validation = read_prompts(rl.validation, recipe, run, rl.seed + 1)
+        of["validation"] = write_prompts(validation, rl.prompt_template, folder / "validation.jsonl", "validation")
+    done = folder / RESULT
+    digest = sha256_of_json(of)
+    if done.is_file() and json.loads(done.read_text())["settings_sha256"] == digest:
+        console.print(f"{stage}: RL is done already ({done}); skipped", highlight=False)
+        return folder / "last"
+    _same_run(folder, digest)
+    done.unlink(missing_ok=True)
+    start = time.monotonic()
+    _run(Session(rl=rl, folder=folder), command_line(options), slots, steps, stage, console)
+    records = read_metrics(folder / "metrics.jsonl")
+    result = {
+        "settings_sha256": digest,
+        "steps": records[-1]["step"] if records else 0,
+        "mean_response_length": records[-1]["response_length"] if records else None,
+        "wall_seconds": time.monotonic() - start,
+    }
+    write_json_atomically(done, result)
+    return folder / "last"
+
+
+def _section(recipe: Recipe) -> RlSection:
+    if recipe.rl is None:
+        raise RecipeError(f"{recipe.name} has no `rl` section, so it does not say what to practise on; add one")
+    return recipe.rl
+
+
+def _check_packages() -> None:
+    missing = []
+    for package in _NEEDED:
+        try:
+            version(package)
+        except PackageNotFoundError:
+            missing.append(package)
+    if missing:
+        raise RuntimeSetupError(f"RL needs {', '.join(missing)}, not installed here; run `bash tools/install.sh`")
+
+
+def _on_cpu() -> bool:
+    import torch
+
+    return not torch.cuda.is_available()
+
+
+def _check_numbers(rl: RlSection, prompts: list[Prompt]) -> int:
+    """Rollout steps of the run."""
+    if len(prompts) < rl.prompts_per_step:
+        raise RecipeError(
+            f"rl.prompts_per_step = {rl.prompts_per_step}: there are {len(prompts)} prompts, which is not one step; "
+            "lower it, or give more prompts"
+        )
+    if rl.prompts_per_step % rl.mini_batch_prompts:
+        raise RecipeError(
+            f"rl.mini_batch_prompts = {rl.mini_batch_prompts}: does not divide rl.prompts_per_step = "
+            f"{rl.prompts_per_step}; give a divisor"
+        )
+    if (rl.mini_batch_prompts * rl.samples_per_prompt) % (rl.micro_batch_size * rl.gpus):
+        raise RecipeError(
+            f"rl.micro_batch_size = {rl.micro_batch_size}: a mini-batch of {rl.mini_batch_prompts} prompts x "
+            f"{rl.samples_per_prompt} samples cannot be made of it on {rl.gpus} GPUs; give a divisor"
+        )
+    return rl.episodes * -(-len(prompts) // rl.prompts_per_step)
+
+
+def _check_gpus(rl: RlSection, slots: int, on_cpu: bool) -> None:
+    if on_cpu:
+        return
+    import ray
+    import torch
+
+    if rl.ray_address is None:
+        there = torch.cuda.device_count()
+    else:
+        ray.init(address=rl.ray_address, log_to_driver=False)
+        there = int(ray.cluster_resources().get("GPU", 0))
+        ray.shutdown()
+    if slots > there:
+        raise RuntimeSetupError(
+            f"rl asks for {slots} GPUs (rl.gpus {rl.gpus}, rl.engines {rl.engines} x rl.engine_gpus {rl.engine_gpus}), "
+            f"and Ray has {there}; lower them, or set rl.openrlhf: {{train.colocate_all: true}} to share"
+        )
+
+
+def _same_run(folder: Path, digest: str) -> None:
+    """Refuse to go on from checkpoints of other settings."""
+    path = folder / "settings.json"
+    if (folder / "checkpoints").is_dir() and path.is_file():
+        before = json.loads(path.read_text())["settings_sha256"]
+        if before != digest:
+            raise RecipeError(
+                f"{folder}: holds checkpoints of another rl section, export or prompts; give those again to go on, or "
+                "move the folder away to start anew"
+            )
+    write_json_atomically(path, {"settings_sha256": digest})
+
+
+def _run(session: Session, words: list[str], slots: int, steps: int, stage: str, console: Console) -> None:
+    log = session.folder / "log.txt"
+    environment = os.environ | session.to_environment() | {"OCTO_RL_SLOTS": str(slots)}
+    environment.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
+    environment.setdefault("VLLM_NO_USAGE_STATS", "1")
+    environment.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    command = [sys.executable, "-m", "megatron_octo.rl.entry", *words]
+    with open(log, "a", encoding="utf-8") as output:
+        process = subprocess.Popen(
+            command, stdout=output, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+        )
+        try:
+            _watch(process, session, steps, stage, console)
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGTERM)
+                process.wait(60)
+    if process.returncode:
+        said = "\n".join(log.read_text(errors="replace").strip().splitlines()[-15:])
+        raise RuntimeSetupError(
+            f"{stage}: OpenRLHF ended with status {process.returncode}; all of it is in {log}:\n{said}"
+        )
+
+
+def _watch(process: "subprocess.Popen[bytes]", session: Session, steps: int, stage: str, console: Console) -> None:
+    columns = (
+        TextColumn("[bold]{task.description}"), BarColumn(bar_width=18),
+        TextColumn("{task.completed}/{task.total}  {task.fields[line]}"),
+        TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+    )  # fmt: skip
+    shown = 0
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task(f"rl {stage}", total=steps, line="Ray, DeepSpeed and vLLM start")
+        while process.poll() is None:
+            time.sleep(_POLL_SECONDS)
+            for record in read_metrics(session.metrics)[shown:]:
+                shown += 1
+                progress.update(task, completed=record["step"], line=_line(record))
+                if not console.is_terminal:
+                    console.print(f"rl {stage} {record['step']:>4}/{steps}  {_line(record)}", soft_wrap=True)
+
+
+def _line(record: dict[str, Any]) -> str:
+    return (
+        f"reward {record['reward']:.3f}  right {100 * record['accuracy']:.1f}%  "
+        f"length {record['response_length']:.0f}  cut {100 * record['truncated_share']:.0f}%"
+    )

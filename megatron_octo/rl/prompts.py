@@ -1,0 +1,128 @@
+"""Problems to practise on: read, checked, put into the template, and written as OpenRLHF reads them."""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron_octo.data.corpora.problems import core_problems, expressions_in
+from megatron_octo.data.heldout import TERMS, heldout_problems
+from megatron_octo.data.manifest import MANIFEST, SourceManifest
+from megatron_octo.errors import DataError
+from megatron_octo.recipe import Recipe
+from megatron_octo.recipe.rl import BuiltinPrompts, PromptFile
+from megatron_octo.rl.reward import MAX_CHARACTERS, parses
+from megatron_octo.runtime.files import write_text_atomically
+from megatron_octo.runtime.run_folder import RunFolder
+
+_SPACE = re.compile(r"\s+")
+_SHOWN = 4
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A problem and its gold answer."""
+
+    problem: str
+    answer: str
+
+
+def read_prompts(settings: PromptFile | BuiltinPrompts, recipe: Recipe, run: RunFolder, seed: int) -> list[Prompt]:
+    """The problems that settings name.
+
+    Raises:
+        DataError: no file, rows without the named keys, or answers that nothing can be compared with; with where.
+    """
+    if isinstance(settings, BuiltinPrompts):
+        return _builtin(settings.count, recipe, run, seed)
+    path = Path(settings.path)
+    if not path.is_file():
+        raise DataError(f"rl prompts {settings.path}: there is no such file; name a .json or .jsonl file")
+    prompts, bad = [], []
+    for number, row in enumerate(_rows(path), start=1):
+        missing = [key for key in (settings.prompt_key, settings.answer_key) if key not in row]
+        if missing:
+            raise DataError(
+                f"{path}, row {number}: no key {', '.join(map(repr, missing))} (it has {', '.join(map(repr, row))}); "
+                "set prompt_key and answer_key"
+            )
+        problem, answer = str(row[settings.prompt_key]), str(row[settings.answer_key])
+        if not problem.strip() or not parses(answer):
+            bad.append(f"row {number}: {answer[:60]!r}")
+            continue
+        prompts.append(Prompt(problem, answer))
+    if bad and len(bad) <= settings.max_bad_share * (len(bad) + len(prompts)):
+        print(f"{path}: left out {len(bad)} rows that no response can be compared with ({'; '.join(bad[:_SHOWN])})")
+    elif bad:
+        shown = "; ".join(bad[:_SHOWN]) + (f"; and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else "")
+        raise DataError(
+            f"{path}: {len(bad)} rows whose problem is empty, or whose answer is empty or longer than "
+            f"{MAX_CHARACTERS} characters, which no response can be compared with ({shown}); take them out, or raise max_bad_share"
+        )
+    if not prompts:
+        raise DataError(f"{path}: holds no rows; name a file with problems")
+    return prompts[: settings.count]
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    text = path.read_text(encoding="utf-8")
+    try:
+        rows = json.loads(text) if text.lstrip().startswith("[") else [json.loads(line) for line in text.splitlines()]
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}: not JSON ({error}); give a list of objects, or one object a line") from None
+    if not all(isinstance(row, dict) for row in rows):
+        raise DataError(f"{path}: rows that are no objects; give a list of objects, or one object a line")
+    return rows
+
+
+def _builtin(count: int, recipe: Recipe, run: RunFolder, seed: int) -> list[Prompt]:
+    known = {problem.question for problem in heldout_problems(recipe)} | trained_expressions(recipe, run)
+    prompts: dict[str, Prompt] = {}
+    for problem in core_problems(f"rl/{seed}", TERMS, TERMS):
+        if problem.question not in known:
+            prompts[problem.question] = Prompt(problem.question, problem.answer)
+        if len(prompts) == count:
+            break
+    return list(prompts.values())
+
+
+def trained_expressions(recipe: Recipe, run: RunFolder) -> set[str]:
+    """Every sum and difference in the prepared text of the recipe's sources."""
+    from megatron.core.datasets.indexed_dataset import IndexedDataset
+
+    from megatron_octo.data.tokenizer import load_tokenizer
+
+    tokenizer = load_tokenizer(recipe.model, run.tokenizer)
+    found: set[str] = set()
+    for source in recipe.data.sources:
+        path = run.source(source) / MANIFEST
+        if not path.is_file():
+            raise DataError(f"{path}: {source} is not prepared; run `octo data prepare {recipe.name}` first")
+        manifest = SourceManifest.model_validate_json(path.read_text())
+        for prefix in manifest.prefixes(run.source(source), "train"):
+            data = IndexedDataset(str(prefix))
+            for start in range(0, len(data), 256):
+                texts = tokenizer.batch_decode([data[i] for i in range(start, min(start + 256, len(data)))])
+                found.update(expression for text in texts for expression in expressions_in(text))
+    return found
+
+
+def write_prompts(prompts: Sequence[Prompt], template: str, path: Path, datasource: str) -> str:
+    """Write rows of `input`, `label` and `datasource`; returns the file's SHA-256."""
+    rows = [{"input": template.format(prompt=p.problem), "label": p.answer, "datasource": datasource} for p in prompts]
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    write_text_atomically(path, text)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def count_shared(prompts: Iterable[Prompt], others: Iterable[str]) -> int:
+    """How many problems stand among other texts too, but for white space."""
+    known = set(_plain(others))
+    return sum(text in known for text in _plain(p.problem for p in prompts))
+
+
+def _plain(texts: Iterable[str]) -> Iterator[str]:
+    return (_SPACE.sub(" ", text).strip() for text in texts)

@@ -1,0 +1,70 @@
+"""A recipe's rl section in OpenRLHF's own options, as its own parser reads them."""
+
+import re
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from megatron_octo.recipe.rl import BuiltinPrompts, LengthLimit, RlSection
+from megatron_octo.rl.arguments import command_line, gpus_of, options_of
+
+
+def section(**changes):
+    return RlSection(prompts=BuiltinPrompts(kind="builtin", count=256), **changes)
+
+
+def options(rl, on_cpu=False, validation=None):
+    return options_of(
+        rl, model=Path("hf"), prompts=Path("p.jsonl"), validation=validation, folder=Path("run"), on_cpu=on_cpu
+    )
+
+
+def test_the_papers_settings():
+    found = options(section())
+    assert found["algo.advantage.estimator"] == "group_norm"
+    assert (found["rollout.batch_size"], found["rollout.n_samples_per_prompt"]) == (128, 16)
+    assert found["train.batch_size"] == 64 * 16
+    assert (found["rollout.temperature"], found["actor.adam.lr"], found["algo.kl.init_coef"]) == (1.0, 1e-6, 0.0)
+    assert (found["actor.eps_clip"], found["rollout.max_new_tokens"], found["data.max_len"]) == (0.2, 4096, 4096 + 1024)
+
+
+def test_flags_are_words_alone_and_lists_are_spread():
+    words = command_line({"a.on": True, "a.off": False, "a.none": None, "b": [0.5, 5.0], "c": 3})
+    assert words == ["--a.on", "--b", "0.5", "5.0", "--c", "3"]
+
+
+def test_what_has_no_name_passes_through_and_wins():
+    found = options(section(openrlhf={"actor.max_norm": 0.5, "rollout.temperature": 0.9}))
+    assert found["actor.max_norm"] == 0.5 and found["rollout.temperature"] == 0.9
+
+
+def test_ppo_has_a_critic_and_its_gpus():
+    ppo = section(algorithm="gae", gpus=2, engines=3)
+    assert options(ppo)["critic.model_name_or_path"] == "hf"
+    assert gpus_of(ppo, options(ppo)) == 2 + 2 + 3
+    assert gpus_of(section(), options(section())) == 1 + 1
+    assert gpus_of(section(kl_coefficient=0.1), options(section(kl_coefficient=0.1))) == 1 + 1 + 1
+    shared = section(gpus=4, openrlhf={"train.colocate_all": True})
+    assert gpus_of(shared, options(shared)) == 4
+
+
+@pytest.mark.skipif(find_spec("openrlhf") is None, reason="OpenRLHF is not installed")
+@pytest.mark.parametrize("algorithm", ["gae", "group_norm", "rloo"])
+def test_openrlhf_has_every_option(algorithm):
+    """Against the parser's own source: its module starts Ray's classes when it is imported."""
+    places = find_spec("openrlhf").submodule_search_locations
+    source = (Path(places[0]) / "cli/train_ppo_ray.py").read_text()
+    known = set(re.findall(r'"--([\w.]+)"', source))
+    known |= {f"{who}.{name}" for name in re.findall(r'f"--\{prefix\}\.([\w.]+)"', source) for who in ("actor", "critic")}
+    found = options(section(algorithm=algorithm, kl_coefficient=0.1), on_cpu=True, validation=Path("v.jsonl"))
+    assert set(found) <= known
+
+
+@pytest.mark.parametrize(
+    ("step", "tokens"), [(0, 2048), (99, 2048), (100, 4096), (159, 4096), (160, 8192), (10_000, 8192)]
+)
+def test_the_papers_length_schedule_at_its_marks(step, tokens):
+    limits = tuple(LengthLimit(from_step=at, tokens=n) for at, n in ((0, 2048), (100, 4096), (160, 8192)))
+    assert section(response_tokens=limits).response_limit(step) == tokens
+    assert section(response_tokens=limits).longest_response == 8192

@@ -1,0 +1,125 @@
+"""Grading: gold answers are right, others wrong, and nothing that stands in a box hangs it."""
+
+import itertools
+import json
+import random
+import time
+from pathlib import Path
+
+import pytest
+
+from megatron_octo.rl.graders import Graders
+from megatron_octo.rl.reward import same_text
+from tests.support import SHARED
+
+
+@pytest.fixture(scope="module")
+def graders():
+    with Graders(processes=2, seconds=3.0) as pool:
+        yield pool
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold"),
+    [
+        ("14", "14"),
+        ("\\frac{1}{2}", "0.5"),
+        ("\\dfrac{1}{2}", "\\frac12"),
+        ("0.50", "\\frac{1}{2}"),
+        ("2\\sqrt{2}", "\\sqrt{8}"),
+        ("(1, 2)", "(1,2)"),
+        ("1{,}000", "1000"),
+        ("x^2+2x+1", "1+2x+x^2"),
+        ("90^\\circ", "90"),
+        ("\\$5", "5"),
+    ],
+)
+def test_right(graders, answer, gold):
+    assert graders.grade(f"So it is \\boxed{{{answer}}}.", gold) == (True, True, False)
+
+
+@pytest.mark.parametrize(
+    ("response", "gold", "has_answer"),
+    [
+        ("\\boxed{15}", "14", True),
+        ("14", "14", False),
+        ("\\boxed{14", "14", False),
+        ("\\boxed{}", "14", True),
+        ("\\boxed{}", "", True),
+        ("\\boxed{14} no, \\boxed{15}", "14", True),
+        ("\\boxed{(2,1)}", "(1,2)", True),
+        ("", "14", False),
+    ],
+)
+def test_wrong(graders, response, gold, has_answer):
+    assert graders.grade(response, gold) == (False, has_answer, False)
+
+
+def test_the_last_box_counts():
+    assert same_text("\\left( 1,\\ 2 \\right)", "(1,2)")
+    assert not same_text("12", "1 3")
+
+
+def hostile(count: int) -> list[str]:
+    """Texts in a box that a parser might choke on; the seed is fixed."""
+    dice = random.Random(0)
+    made = [
+        "9^{9^{9^{9^9}}}",
+        "9" * 250,
+        "10^{10^{10}}!",
+        "\\frac{1}{0}",
+        "\\sqrt[0]{5}",
+        "__import__('os').system('true')",
+        "exec(1)",
+        "{" * 200 + "}" * 200,
+        "\\frac{" * 60 + "1" + "}{2}" * 60,
+        "\x00" * 50,
+        "\\int_0^{\\infty} x^{x^x} dx",
+        "\\sum_{n=1}^{10^{12}} n^{n}",
+        "\\begin{pmatrix}" + "1 & 2 \\\\ " * 20 + "\\end{pmatrix}",
+        "1/0",
+        "\\infty - \\infty",
+        "(x+1)^{99999}",
+        "2^{2^{2^{2^{2^{2}}}}} - 1",
+        "\ud7ff\u200b" * 20,
+        "1" + "0" * 298,
+        "a" * 5_000_000,
+        "\\prod_{i=1}^{100000} i",
+        "\\lim_{x \\to 0} \\frac{\\sin(x^{x^x})}{x}",
+        "\\binom{10^9}{5 \\cdot 10^8}",
+        "\\gamma!!!!!!",
+    ]
+    pieces = [*"}{^_9!()x&\x00é", "\\frac{", "\\sqrt{", "\\left", "\\int", "\\\\"]
+    while len(made) < count:
+        made.append("".join(dice.choices(pieces, k=dice.randrange(1, 80))))
+    return made
+
+
+def test_a_thousand_hostile_answers_end_within_the_limit(graders):
+    slowest = 0.0
+    for text in hostile(1000):
+        start = time.monotonic()
+        right, _, _ = graders.grade(f"\\boxed{{{text}}}", "\\frac{3}{7}")
+        slowest = max(slowest, time.monotonic() - start)
+        assert not right
+    # the limit, and a new process where one had to be ended
+    assert slowest < 3.0 + 30.0
+    assert graders.grade("\\boxed{7}", "7.0")[0]
+
+
+def _gold() -> list[str]:
+    math = (SHARED / "data/train/math_train.jsonl").read_text().splitlines()
+    rows = json.loads((SHARED / "data/rl/math8k.json").read_text())
+    rows = [row for row in rows if row["answer"]]  # two have none
+    return [str(json.loads(line)["answer"]) for line in math] + [str(row["answer"]) for row in rows]
+
+
+@pytest.mark.skipif(not Path(SHARED / "data/rl/math8k.json").is_file(), reason="../shared is not here")
+def test_gold_answers_of_math_are_right_and_others_wrong(graders):
+    gold = _gold()
+    right = sum(graders.grade(f"\\boxed{{{answer}}}", answer)[0] for answer in gold)
+    assert right / len(gold) >= 0.995
+    sample = gold[::40]
+    pairs = [(a, b) for a, b in itertools.pairwise(sample) if not same_text(a, b)]
+    wrong = sum(not graders.grade(f"\\boxed{{{a}}}", b)[0] for a, b in pairs)
+    assert wrong / len(pairs) >= 0.995
