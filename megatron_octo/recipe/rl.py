@@ -6,7 +6,15 @@ own default, [C] our choice where they are silent.
 
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
 from megatron_octo.recipe.base import Section
 
@@ -34,10 +42,14 @@ class PromptFile(Section):
 
 
 class BuiltinPrompts(Section):
-    """Sums of three terms, as the held-out ones, made by reasoning-gym; none of them is among those."""
+    """Sums and differences made by reasoning-gym: none stands in the prepared text, or among the held-out problems."""
 
     kind: Literal["builtin"]
     count: PositiveInt
+    min_terms: int = Field(default=3, ge=2, le=6)
+    max_terms: int = Field(default=4, ge=2, le=6)
+    digits: int = Field(default=1, ge=1, le=2)
+    """Of every term."""
 
 
 Prompts = Annotated[PromptFile | BuiltinPrompts, Field(discriminator="kind")]
@@ -74,7 +86,7 @@ class LengthAlarm(Section):
     """Alarm where responses are so many times as long as in the first `window` steps."""
     window: PositiveInt = 8
     stop: bool = False
-    """End the run at an alarm, after its checkpoint."""
+    """End the run at an alarm. It can go on from its last checkpoint once this is false."""
 
 
 class Correction(Section):
@@ -83,6 +95,14 @@ class Correction(Section):
     level: Literal["off", "token", "seq"] = "token"  # [C]; OpenRLHF's default is off
     mode: Literal["mask", "clip"] = "clip"
     bounds: tuple[float, float] = (0.5, 5.0)  # [O]
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Correction":
+        if self.level == "seq" and self.mode == "clip":
+            raise ValueError("mode clip is for level token; with level seq set mode to mask")
+        if not self.bounds[0] < self.bounds[1]:
+            raise ValueError(f"bounds {list(self.bounds)}: the first must be below the second")
+        return self
 
 
 class RlSection(Section):
@@ -130,7 +150,30 @@ class RlSection(Section):
     ray_address: str | None = None
     """An existing cluster (`auto`, or host:port); None: one of its own on this machine."""
     openrlhf: dict[str, bool | int | float | str | list[float] | list[str]] = Field(default={})
-    """Options of OpenRLHF that have no name here, e.g. `actor.max_norm: 0.5`. They win over what we pass."""
+    """Options of OpenRLHF that have no name here, e.g. `actor.max_norm: 0.5`."""
+
+    @field_validator("template")
+    @classmethod
+    def _takes_a_prompt(cls, template: str) -> str:
+        if template in ("simple", "complex"):
+            return template
+        try:
+            told = [template.format(prompt=text) for text in ("1", "2")]
+        except (IndexError, KeyError, ValueError) as error:
+            raise ValueError(
+                f"not a template ({error!r}); write {{prompt}} for the problem, {{{{ and }}}} for braces"
+            ) from None
+        if told[0] == told[1]:
+            raise ValueError("a template without {prompt}; write it where the problem goes")
+        return template
+
+    @field_validator("response_tokens")
+    @classmethod
+    def _ascends(cls, limits: tuple[LengthLimit, ...]) -> tuple[LengthLimit, ...]:
+        steps = [limit.from_step for limit in limits]
+        if not steps or steps[0] != 0 or steps != sorted(set(steps)):
+            raise ValueError(f"from_step {steps}: the first is 0, and each later one above the one before")
+        return limits
 
     @property
     def prompt_template(self) -> str:
@@ -139,7 +182,7 @@ class RlSection(Section):
 
     @property
     def longest_response(self) -> int:
-        """The last and largest of the limits, in tokens."""
+        """The largest of the limits, in tokens."""
         return max(limit.tokens for limit in self.response_tokens)
 
     def response_limit(self, rollout_step: int) -> int:

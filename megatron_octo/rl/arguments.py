@@ -4,11 +4,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from megatron_octo.errors import RecipeError
 from megatron_octo.recipe.rl import RlSection
 
 AGENT = Path(__file__).with_name("agent.py")
 VALIDATION_SCORE = "eval_validation_pass1"
 """OpenRLHF's name of the validation score: rows say `datasource: validation`."""
+
+
+_OURS = {"critic.model_name_or_path", "train.async_enable", "reward.remote_url", "eval.dataset"}
+"""Options that change what is run, beside those that a section always sets."""
+_FREE = {"vllm.gpu_memory_utilization", "vllm.enforce_eager", "ds.attn_implementation", "actor.entropy_coef"}
+"""Options that we only suggest."""
 
 
 def options_of(
@@ -20,6 +27,9 @@ def options_of(
         model: an exported stage.
         prompts: JSONL rows of `input` (with the template around it), `label` and `datasource`.
         folder: where checkpoints, the last model and TensorBoard's files go.
+
+    Raises:
+        RecipeError: an option of OpenRLHF that the section has a key for.
     """
     options: dict[str, Any] = {
         "actor.model_name_or_path": str(model),
@@ -81,6 +91,11 @@ def options_of(
             "vllm.gpu_memory_utilization": 0.1,  # a share of the machine's memory; the cache has a limit of its own
             "ds.attn_implementation": "sdpa",
         }
+    if taken := sorted((options.keys() | _OURS) & rl.openrlhf.keys() - _FREE):
+        raise RecipeError(
+            f"rl.openrlhf.{taken[0]}: is set by the `rl` section itself, or not served here; use the section's own key "
+            "(docs/rl.md)"
+        )
     return options | rl.openrlhf
 
 

@@ -5,6 +5,8 @@ import sys
 import types
 from typing import Any, NoReturn
 
+import torch
+
 from megatron_octo.runtime.cpu import install_cpu_runtime
 
 _ABSENT = {
@@ -31,8 +33,6 @@ def install_rl_on_cpu() -> None:
             for function in functions:
                 setattr(module, function, _absent(f"{name}.{function}"))
             sys.modules[name] = module
-    import torch
-
     # a number, since OpenRLHF makes names of devices of it
     torch.cuda.current_device = lambda: 0
     # its entropy is compiled, which asks CUDA for the device's properties, and would take longer than it saves here
@@ -40,6 +40,51 @@ def install_rl_on_cpu() -> None:
     import openrlhf.utils.distributed_util as distributed_util
 
     distributed_util.stateless_init_process_group = _tcp_group
+    _use_fp32()
+
+
+def _use_fp32() -> None:
+    """Train and sample in fp32, which OpenRLHF does not offer.
+
+    A core without bf16 arithmetic takes ten times as long for it, and models of `tiny`'s size lose in bf16 what they
+    have learned.
+    """
+    import openrlhf.models.model as model_module
+    import openrlhf.utils.utils as utils
+    import vllm
+    from openrlhf.utils.deepspeed import DeepspeedStrategy
+
+    if hasattr(DeepspeedStrategy, "octo_fp32"):
+        return
+    DeepspeedStrategy.octo_fp32 = True
+    begin, to_dtype, engine_args = DeepspeedStrategy.__init__, utils.convert_to_torch_dtype, vllm.AsyncEngineArgs
+
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        begin(self, *args, **kwargs)
+        # read by the engine's configuration, which then switches on neither 16-bit format
+        self.param_dtype = self.args.ds.param_dtype = "fp32"
+
+    def convert(name: str) -> torch.dtype:
+        return torch.float32 if name == "fp32" else to_dtype(name)
+
+    DeepspeedStrategy.__init__ = init
+    utils.convert_to_torch_dtype = model_module.convert_to_torch_dtype = convert
+    vllm.AsyncEngineArgs = lambda *args, **kwargs: engine_args(*args, **kwargs | {"dtype": "float32"})
+
+
+def keep_vllm_weights() -> None:
+    """Let vLLM's linear layers multiply by the weights they hold.
+
+    On the CPU it repacks them as it starts and drops the originals, so that new ones have nowhere to go; of tied
+    embeddings it keeps both, and new ones would change one.
+    """
+    from vllm.model_executor.layers import utils
+
+    def dispatch(layer: torch.nn.Module, remove_weight: bool) -> None:
+        del remove_weight
+        layer.cpu_linear = torch.nn.functional.linear  # type: ignore[assignment]
+
+    utils.dispatch_cpu_unquantized_gemm = dispatch
 
 
 def _absent(name: str) -> Any:

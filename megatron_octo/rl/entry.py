@@ -28,16 +28,17 @@ def main() -> None:
     import ray
     import torch
 
-    variables = {name: value for name, value in os.environ.items() if name.startswith(_CARRIED)}
+    # Ray shows these to whoever may look at the cluster
+    variables = {k: v for k, v in os.environ.items() if k.startswith(_CARRIED) and "TOKEN" not in k}
     runtime = {"worker_process_setup_hook": "megatron_octo.rl.hooks.install", "env_vars": variables}
     if session.rl.ray_address is not None:
         ray.init(address=session.rl.ray_address, runtime_env=runtime)
     else:
         # Ray takes GPUs that are not there at their word: on the CPU they are slots for OpenRLHF's processes
         slots = None if torch.cuda.is_available() else int(os.environ[SLOTS])
-        ray.init(
-            runtime_env=runtime, include_dashboard=False, num_gpus=slots, num_cpus=None if slots is None else _CPUS
-        )
+        cpus = None if slots is None else _CPUS
+        # "local": without it Ray joins whatever cluster runs on this machine
+        ray.init("local", runtime_env=runtime, include_dashboard=False, num_gpus=slots, num_cpus=cpus)
     sys.argv[0] = "train_ppo_ray"
     runpy.run_module("openrlhf.cli.train_ppo_ray", run_name="__main__", alter_sys=True)
     ray.shutdown()

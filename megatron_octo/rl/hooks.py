@@ -26,7 +26,7 @@ def install() -> None:
         install_fused_actor()
     from megatron_octo.rl.trainer import install_trainer_hooks
 
-    install_trainer_hooks(session)
+    install_trainer_hooks()
 
 
 def vllm_plugin() -> None:
@@ -34,6 +34,7 @@ def vllm_plugin() -> None:
     import torch
 
     if Session.from_environment() is not None and not torch.cuda.is_available():
-        from megatron_octo.rl.cpu import install_rl_on_cpu
+        from megatron_octo.rl.cpu import install_rl_on_cpu, keep_vllm_weights
 
         install_rl_on_cpu()
+        keep_vllm_weights()

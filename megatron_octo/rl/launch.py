@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,15 +18,17 @@ from megatron_octo.errors import CheckpointError, RecipeError, RuntimeSetupError
 from megatron_octo.recipe import Recipe
 from megatron_octo.recipe.rl import RlSection
 from megatron_octo.rl.arguments import command_line, gpus_of, options_of
-from megatron_octo.rl.prompts import Prompt, read_prompts, write_prompts
+from megatron_octo.rl.prompts import Prompt, read_prompts, short_enough, write_prompts
 from megatron_octo.rl.session import Session
 from megatron_octo.rl.watch import read_metrics
-from megatron_octo.runtime.files import sha256_of_json, write_json_atomically
+from megatron_octo.runtime.files import sha256_of_json, write_json_atomically, write_text_atomically
 from megatron_octo.runtime.run_folder import RunFolder
 
 _NEEDED = ("openrlhf", "ray", "deepspeed", "math-verify")
 _POLL_SECONDS = 0.5
 RESULT = "result.json"
+_MAY_CHANGE = {"alarm", "save_every", "keep", "ray_address", "validate_every"}
+"""Keys that change nothing of what is learned: a run goes on under others."""
 
 
 def train_rl(recipe: Recipe, run: RunFolder, stage: str, console: Console) -> Path:
@@ -46,8 +49,10 @@ def train_rl(recipe: Recipe, run: RunFolder, stage: str, console: Console) -> Pa
         raise CheckpointError(f"{model}: {stage} is not exported; run `octo export {recipe.name} {stage}` first")
     _check_packages()
     on_cpu = _on_cpu()
-    prompts = read_prompts(rl.prompts, recipe, run, rl.seed)
+    prompts = short_enough(read_prompts(rl.prompts, recipe, run, rl.seed), rl, model)
     steps = _check_numbers(rl, prompts)
+    # a last step of fewer would leave a part of a mini-batch in the optimizer, and uneven work for the ranks
+    prompts = prompts[: len(prompts) // rl.prompts_per_step * rl.prompts_per_step]
     options = options_of(
         rl,
         model=model,
@@ -59,12 +64,12 @@ def train_rl(recipe: Recipe, run: RunFolder, stage: str, console: Console) -> Pa
     slots = gpus_of(rl, options)
     _check_gpus(rl, slots, on_cpu)
     of = {
-        "rl": rl.model_dump(mode="json"),
+        "rl": rl.model_dump(mode="json", exclude=_MAY_CHANGE),
         "export": json.loads((model / "octo_export.json").read_text())["checkpoint_manifest_sha256"],
         "prompts": write_prompts(prompts, rl.prompt_template, folder / "prompts.jsonl", "prompts"),
     }
     if rl.validation is not None:
-        validation = read_prompts(rl.validation, recipe, run, rl.seed + 1)
+        validation = short_enough(read_prompts(rl.validation, recipe, run, rl.seed + 1), rl, model)
         of["validation"] = write_prompts(validation, rl.prompt_template, folder / "validation.jsonl", "validation")
     done = folder / RESULT
     digest = sha256_of_json(of)
@@ -72,6 +77,7 @@ def train_rl(recipe: Recipe, run: RunFolder, stage: str, console: Console) -> Pa
         console.print(f"{stage}: RL is done already ({done}); skipped", highlight=False)
         return folder / "last"
     _same_run(folder, digest)
+    _drop_unfinished(folder / "checkpoints")
     done.unlink(missing_ok=True)
     start = time.monotonic()
     _run(Session(rl=rl, folder=folder), command_line(options), slots, steps, stage, console)
@@ -126,7 +132,7 @@ def _check_numbers(rl: RlSection, prompts: list[Prompt]) -> int:
             f"rl.micro_batch_size = {rl.micro_batch_size}: a mini-batch of {rl.mini_batch_prompts} prompts x "
             f"{rl.samples_per_prompt} samples cannot be made of it on {rl.gpus} GPUs; give a divisor"
         )
-    return rl.episodes * -(-len(prompts) // rl.prompts_per_step)
+    return rl.episodes * (len(prompts) // rl.prompts_per_step)
 
 
 def _check_gpus(rl: RlSection, slots: int, on_cpu: bool) -> None:
@@ -144,7 +150,8 @@ def _check_gpus(rl: RlSection, slots: int, on_cpu: bool) -> None:
     if slots > there:
         raise RuntimeSetupError(
             f"rl asks for {slots} GPUs (rl.gpus {rl.gpus}, rl.engines {rl.engines} x rl.engine_gpus {rl.engine_gpus}), "
-            f"and Ray has {there}; lower them, or set rl.openrlhf: {{train.colocate_all: true}} to share"
+            f"and Ray has {there}; lower them, or share: rl.openrlhf={{train.colocate_all: true, "
+            "vllm.enable_sleep: true, ds.enable_sleep: true, vllm.gpu_memory_utilization: 0.5}}"
         )
 
 
@@ -159,6 +166,24 @@ def _same_run(folder: Path, digest: str) -> None:
                 "move the folder away to start anew"
             )
     write_json_atomically(path, {"settings_sha256": digest})
+
+
+def _drop_unfinished(checkpoints: Path) -> None:
+    """Remove a first checkpoint that was never finished: DeepSpeed writes `latest` last, and loads nothing without.
+
+    Where `latest` names a folder that is gone (the best of before, which makes room for a better one), the newest of
+    those that are there takes its place.
+    """
+    for folder in (checkpoints / "_actor", checkpoints / "_critic"):
+        latest = folder / "latest"
+        if not folder.is_dir() or (latest.is_file() and (folder / latest.read_text().strip()).is_dir()):
+            continue
+        whole = [path for path in folder.glob("global_step*") if path.is_dir()] if latest.is_file() else []
+        if whole:
+            newest = max(whole, key=lambda path: int(path.name.removeprefix("global_step")))
+            write_text_atomically(latest, newest.name)
+        else:
+            shutil.rmtree(folder)
 
 
 def _run(session: Session, words: list[str], slots: int, steps: int, stage: str, console: Console) -> None:

@@ -5,21 +5,25 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from megatron_octo.data.corpora.problems import core_problems, expressions_in
-from megatron_octo.data.heldout import TERMS, heldout_problems
+from megatron_octo.data.heldout import heldout_problems
 from megatron_octo.data.manifest import MANIFEST, SourceManifest
 from megatron_octo.errors import DataError
 from megatron_octo.recipe import Recipe
-from megatron_octo.recipe.rl import BuiltinPrompts, PromptFile
+from megatron_octo.recipe.rl import BuiltinPrompts, PromptFile, RlSection
 from megatron_octo.rl.reward import MAX_CHARACTERS, parses
 from megatron_octo.runtime.files import write_text_atomically
 from megatron_octo.runtime.run_folder import RunFolder
 
 _SPACE = re.compile(r"\s+")
+_TERM = re.compile(r"\d+")
 _SHOWN = 4
+_PATIENCE = 50
+"""Problems looked at for one that is wanted."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,7 @@ def read_prompts(settings: PromptFile | BuiltinPrompts, recipe: Recipe, run: Run
         DataError: no file, rows without the named keys, or answers that nothing can be compared with; with where.
     """
     if isinstance(settings, BuiltinPrompts):
-        return _builtin(settings.count, recipe, run, seed)
+        return _builtin(settings, recipe, run, seed)
     path = Path(settings.path)
     if not path.is_file():
         raise DataError(f"rl prompts {settings.path}: there is no such file; name a .json or .jsonl file")
@@ -60,7 +64,8 @@ def read_prompts(settings: PromptFile | BuiltinPrompts, recipe: Recipe, run: Run
         shown = "; ".join(bad[:_SHOWN]) + (f"; and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else "")
         raise DataError(
             f"{path}: {len(bad)} rows whose problem is empty, or whose answer is empty or longer than "
-            f"{MAX_CHARACTERS} characters, which no response can be compared with ({shown}); take them out, or raise max_bad_share"
+            f"{MAX_CHARACTERS} characters, which no response can be compared with ({shown}); take them out, or raise "
+            "max_bad_share"
         )
     if not prompts:
         raise DataError(f"{path}: holds no rows; name a file with problems")
@@ -78,15 +83,20 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _builtin(count: int, recipe: Recipe, run: RunFolder, seed: int) -> list[Prompt]:
+def _builtin(settings: BuiltinPrompts, recipe: Recipe, run: RunFolder, seed: int) -> list[Prompt]:
     known = {problem.question for problem in heldout_problems(recipe)} | trained_expressions(recipe, run)
     prompts: dict[str, Prompt] = {}
-    for problem in core_problems(f"rl/{seed}", TERMS, TERMS):
-        if problem.question not in known:
+    stream = core_problems(f"rl/{seed}", settings.min_terms, settings.max_terms)
+    for problem in islice(stream, settings.count * _PATIENCE):
+        has_digits = all(len(term) == settings.digits for term in _TERM.findall(problem.question))
+        if has_digits and problem.question not in known:
             prompts[problem.question] = Prompt(problem.question, problem.answer)
-        if len(prompts) == count:
-            break
-    return list(prompts.values())
+        if len(prompts) == settings.count:
+            return list(prompts.values())
+    raise DataError(
+        f"rl prompts: {settings.count} built-in problems of {settings.min_terms} to {settings.max_terms} terms are "
+        f"asked for, and {len(prompts)} that no text holds were found; lower the count, or allow more terms or digits"
+    )
 
 
 def trained_expressions(recipe: Recipe, run: RunFolder) -> set[str]:
@@ -108,6 +118,22 @@ def trained_expressions(recipe: Recipe, run: RunFolder) -> set[str]:
                 texts = tokenizer.batch_decode([data[i] for i in range(start, min(start + 256, len(data)))])
                 found.update(expression for text in texts for expression in expressions_in(text))
     return found
+
+
+def short_enough(prompts: list[Prompt], rl: RlSection, model: Path) -> list[Prompt]:
+    """The prompts that fit into `max_prompt_tokens` with the template around them; how many do not is printed."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(str(model))
+    texts = [rl.prompt_template.format(prompt=prompt.problem) for prompt in prompts]
+    lengths = [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+    kept = [prompt for prompt, length in zip(prompts, lengths, strict=True) if length <= rl.max_prompt_tokens]
+    if len(kept) < len(prompts):
+        print(
+            f"left out {len(prompts) - len(kept)} of {len(prompts)} prompts longer than rl.max_prompt_tokens = "
+            f"{rl.max_prompt_tokens} (the longest has {max(lengths)})"
+        )
+    return kept
 
 
 def write_prompts(prompts: Sequence[Prompt], template: str, path: Path, datasource: str) -> str:

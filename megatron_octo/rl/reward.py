@@ -11,7 +11,7 @@ from megatron_octo.data.answers import last_boxed
 
 MAX_CHARACTERS = 300
 """Longest boxed answer that is looked at beyond its text: MATH8K's longest is shorter by half."""
-_SPACES = re.compile(r"\s+|\\[,;:! ]|\\left\b|\\right\b")
+_SPACES = re.compile(r"(?<!\d)\s+|\s+(?!\d)|\\[,;:! ]|\\left\b|\\right\b")
 _SPELLINGS = (("\\dfrac", "\\frac"), ("\\tfrac", "\\frac"), ("\\$", ""), ("$", ""), ("^{\\circ}", ""), ("^\\circ", ""))
 
 

@@ -23,6 +23,10 @@ class Session(BaseModel):
     def metrics(self) -> Path:
         return self.folder / "metrics.jsonl"
 
+    @property
+    def validation(self) -> Path:
+        return self.folder / "validation_scores.jsonl"
+
     def to_environment(self) -> dict[str, str]:
         """The variable that carries it."""
         return {VARIABLE: self.model_dump_json()}

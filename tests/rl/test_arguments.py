@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from megatron_octo.errors import RecipeError
 from megatron_octo.recipe.rl import BuiltinPrompts, LengthLimit, RlSection
 from megatron_octo.rl.arguments import command_line, gpus_of, options_of
 
@@ -34,9 +35,30 @@ def test_flags_are_words_alone_and_lists_are_spread():
     assert words == ["--a.on", "--b", "0.5", "5.0", "--c", "3"]
 
 
-def test_what_has_no_name_passes_through_and_wins():
-    found = options(section(openrlhf={"actor.max_norm": 0.5, "rollout.temperature": 0.9}))
-    assert found["actor.max_norm"] == 0.5 and found["rollout.temperature"] == 0.9
+def test_what_has_no_name_passes_through():
+    assert options(section(openrlhf={"actor.max_norm": 0.5}))["actor.max_norm"] == 0.5
+
+
+@pytest.mark.parametrize("name", ["rollout.temperature", "train.async_enable", "critic.model_name_or_path"])
+def test_what_has_a_name_is_refused(name):
+    with pytest.raises(RecipeError, match=f"rl.openrlhf.{name}: is set by the `rl` section itself"):
+        options(section(openrlhf={name: "x"}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"template": "Solve it."}, "a template without {prompt}"),
+        ({"template": "{prompt} \\boxed{}"}, "not a template"),
+        ({"response_tokens": [{"from_step": 5, "tokens": 9}]}, "from_step [5]: the first is 0"),
+        ({"response_tokens": [{"from_step": 0, "tokens": 9}, {"from_step": 0, "tokens": 8}]}, "each later one above"),
+        ({"correction": {"level": "seq"}}, "mode clip is for level token"),
+        ({"correction": {"bounds": [5.0, 0.5]}}, "the first must be below the second"),
+    ],
+)
+def test_values_that_do_not_fit(changes, expected):
+    with pytest.raises(ValueError, match=re.escape(expected)):
+        section(**changes)
 
 
 def test_ppo_has_a_critic_and_its_gpus():
@@ -56,7 +78,9 @@ def test_openrlhf_has_every_option(algorithm):
     places = find_spec("openrlhf").submodule_search_locations
     source = (Path(places[0]) / "cli/train_ppo_ray.py").read_text()
     known = set(re.findall(r'"--([\w.]+)"', source))
-    known |= {f"{who}.{name}" for name in re.findall(r'f"--\{prefix\}\.([\w.]+)"', source) for who in ("actor", "critic")}
+    known |= {
+        f"{who}.{name}" for name in re.findall(r'f"--\{prefix\}\.([\w.]+)"', source) for who in ("actor", "critic")
+    }
     found = options(section(algorithm=algorithm, kl_coefficient=0.1), on_cpu=True, validation=Path("v.jsonl"))
     assert set(found) <= known
 

@@ -48,6 +48,7 @@ def test_right(graders, answer, gold):
         ("\\boxed{}", "", True),
         ("\\boxed{14} no, \\boxed{15}", "14", True),
         ("\\boxed{(2,1)}", "(1,2)", True),
+        ("\\boxed{1 2}", "12", True),
         ("", "14", False),
     ],
 )

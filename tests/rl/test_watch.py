@@ -17,7 +17,9 @@ def test_the_alarm_hears_responses_that_grow():
 def test_the_alarm_hears_responses_that_are_cut():
     alarm = Alarm(LengthAlarm(window=2, truncated_share=0.5))
     assert [alarm.observe(record(i, truncated=share)) for i, share in enumerate((0.9, 0.1))] == [None, None]
-    assert alarm.observe(record(2, truncated=1.0)) == "55% of responses are cut at their limit (alarm.truncated_share 0.5)"
+    assert (
+        alarm.observe(record(2, truncated=1.0)) == "55% of responses are cut at their limit (alarm.truncated_share 0.5)"
+    )
 
 
 def test_a_restart_remembers_the_first_steps():

@@ -66,7 +66,7 @@ def measure(
         errors[c.name] = (float((log_probs.double() - wanted).abs().max()), entropy_error)
         _backward(c, make())
         inputs = make()
-        extra[c.name] = _peak_extra_bytes(partial(_backward, c, inputs))
+        extra[c.name] = peak_extra_bytes(partial(_backward, c, inputs))
         on_round()
     for _ in range(rounds):
         for c in competitors:
@@ -111,7 +111,8 @@ def _seconds(work: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - begin
 
 
-def _peak_extra_bytes(work: Callable[[], object]) -> int:
+def peak_extra_bytes(work: Callable[[], object]) -> int:
+    """The most memory that work held beyond what was there before: of the GPU, or resident."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()

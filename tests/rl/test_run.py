@@ -1,0 +1,92 @@
+"""`octo rl` for real: Ray, DeepSpeed and vLLM on the CPU, from an export; ended in the middle, and gone on with."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from importlib.util import find_spec
+
+import pytest
+
+from tests.support import MINI, lines, octo
+
+pytestmark = pytest.mark.skipif(
+    any(find_spec(name) is None for name in ("openrlhf", "ray", "deepspeed", "vllm")), reason="no OpenRLHF, Ray or vLLM"
+)
+WIDER = ["-s", "model.architecture.head_dim=32", "-s", "train.learning_rate=1e-2"]
+RL = (
+    "rl={prompts: {kind: builtin, count: 12}, prompts_per_step: 4, samples_per_prompt: 2, mini_batch_prompts: 4, "
+    "micro_batch_size: 8, max_prompt_tokens: 24, learning_rate: 1e-4, save_every: 1, "
+    "response_tokens: [{from_step: 0, tokens: 8}, {from_step: 2, tokens: 16}]}"
+)
+
+
+@pytest.fixture(scope="module")
+def exported(prepared, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("rl")
+    shutil.copytree(prepared / "runs", folder / "runs")
+    octo("train", str(MINI), "stable", *WIDER, cwd=folder)
+    octo("export", str(MINI), "stable", *WIDER, cwd=folder)
+    return folder
+
+
+def refused(folder, *settings, stage="stable", rl=RL):
+    told = octo("rl", str(MINI), stage, *WIDER, "-s", rl, *settings, cwd=folder, check=False)
+    assert told.returncode == 2, told.stderr
+    assert not (folder / "runs/mini/rl/stable/log.txt").exists()
+    return told.stderr
+
+
+def test_refusals_come_before_ray(exported, tmp_path):
+    assert "decay is not exported; run `octo export mini decay` first" in refused(exported, stage="decay")
+    told = octo("rl", str(MINI), "stable", *WIDER, cwd=exported, check=False)
+    assert told.returncode == 2 and "mini has no `rl` section" in told.stderr
+    assert "rl.prompts_per_step = 16: there are 12 prompts" in refused(exported, "-s", "rl.prompts_per_step=16")
+    assert "rl.mini_batch_prompts = 3: does not divide" in refused(exported, "-s", "rl.mini_batch_prompts=3")
+    assert "rl.micro_batch_size = 3: a mini-batch of 4 prompts x 2" in refused(exported, "-s", "rl.micro_batch_size=3")
+    rows = tmp_path / "rows.json"
+    rows.write_text('[{"problem": "1+1", "answer": "2"}]')
+    prompts = f"rl.prompts={{kind: file, path: {rows}}}"
+    assert "row 1: no key 'prompt'" in refused(exported, "-s", prompts)
+    assert "rl.algorithm" in refused(exported, "-s", "rl.algorithm=grpo")
+    assert "max_prompt" in refused(exported, "-s", "rl.max_promt_tokens=24")
+
+
+def test_a_run_that_is_ended_goes_on_at_its_step(exported):
+    """And the length schedule with it."""
+    folder = exported / "runs/mini/rl/stable"
+    words = [sys.executable, "-m", "megatron_octo.cli", "rl", str(MINI), "stable", *WIDER, "-s", RL]
+    environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "OCTO_RUNS")}
+    log = exported / "first.txt"
+    with open(log, "w") as output:
+        process = subprocess.Popen(words, cwd=exported, env=environment, stdout=output, stderr=subprocess.STDOUT)
+        end = time.monotonic() + 400
+        while not (folder / "checkpoints/_actor/latest").is_file() and process.poll() is None:
+            assert time.monotonic() < end, log.read_text()
+            time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        process.wait(120)
+    assert not (folder / "result.json").exists(), log.read_text()
+    before = lines(folder / "metrics.jsonl")
+    assert 1 <= len(before) <= 2, log.read_text()
+    told = octo("rl", str(MINI), "stable", *WIDER, "-s", RL, cwd=exported, timeout=500)
+    records = lines(folder / "metrics.jsonl")
+    assert [record["step"] for record in records] == [1, 2, 3]
+    assert [record["response_limit"] for record in records] == [8, 8, 16]
+    assert records[0] == before[0]
+    assert all(record["response_length_max"] <= record["response_limit"] for record in records)
+    # fp32 on both sides, so the two differ by more than rounding only where vLLM forbids what ends a text at once
+    assert all(record["mismatch_far_share"] == 0 and record["mismatch_mean"] < 5e-3 for record in records)
+    result = json.loads((folder / "result.json").read_text())
+    assert result["steps"] == 3 and (folder / "last/config.json").is_file() and (folder / "curves.png").is_file()
+    summary = json.loads((exported / "runs/mini/summary.json").read_text())["rl"]["stable"]
+    assert {"accuracy_before", "accuracy_after", "problems", "steps", "mean_response_length"} <= summary.keys()
+    assert summary["problems"] == 8
+    assert "after RL" in told.stdout
+    again = octo("rl", str(MINI), "stable", *WIDER, "-s", RL, cwd=exported, timeout=500)
+    assert "RL is done already" in again.stdout
+    changed = octo("rl", str(MINI), "stable", *WIDER, "-s", RL, "-s", "rl.clip=0.3", cwd=exported, check=False)
+    assert changed.returncode == 2 and "holds checkpoints of another rl section" in changed.stderr
