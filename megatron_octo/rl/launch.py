@@ -18,10 +18,10 @@ from megatron_octo.errors import CheckpointError, RecipeError, RuntimeSetupError
 from megatron_octo.recipe import Recipe
 from megatron_octo.recipe.rl import RlSection
 from megatron_octo.rl.arguments import command_line, gpus_of, options_of
-from megatron_octo.rl.prompts import Prompt, read_prompts, short_enough, write_prompts
+from megatron_octo.rl.prompts import Prompt, prompt_rows, read_prompts, short_enough
 from megatron_octo.rl.session import Session
-from megatron_octo.rl.watch import read_metrics
 from megatron_octo.runtime.files import sha256_of_json, write_json_atomically, write_text_atomically
+from megatron_octo.runtime.records import read_lines
 from megatron_octo.runtime.run_folder import RunFolder
 
 _NEEDED = ("openrlhf", "ray", "deepspeed", "math-verify")
@@ -66,22 +66,24 @@ def train_rl(recipe: Recipe, run: RunFolder, stage: str, console: Console) -> Pa
     of = {
         "rl": rl.model_dump(mode="json", exclude=_MAY_CHANGE),
         "export": json.loads((model / "octo_export.json").read_text())["checkpoint_manifest_sha256"],
-        "prompts": write_prompts(prompts, rl.prompt_template, folder / "prompts.jsonl", "prompts"),
     }
+    files = {"prompts.jsonl": prompt_rows(prompts, rl.prompt_template, "prompts")}
     if rl.validation is not None:
         validation = short_enough(read_prompts(rl.validation, recipe, run, rl.seed + 1), rl, model)
-        of["validation"] = write_prompts(validation, rl.prompt_template, folder / "validation.jsonl", "validation")
+        files["validation.jsonl"] = prompt_rows(validation, rl.prompt_template, "validation")
     done = folder / RESULT
-    digest = sha256_of_json(of)
+    digest = sha256_of_json(of | {"files": files})
     if done.is_file() and json.loads(done.read_text())["settings_sha256"] == digest:
         console.print(f"{stage}: RL is done already ({done}); skipped", highlight=False)
         return folder / "last"
     _same_run(folder, digest)
+    for name, text in files.items():
+        write_text_atomically(folder / name, text)
     _drop_unfinished(folder / "checkpoints")
     done.unlink(missing_ok=True)
     start = time.monotonic()
     _run(Session(rl=rl, folder=folder), command_line(options), slots, steps, stage, console)
-    records = read_metrics(folder / "metrics.jsonl")
+    records = read_lines(folder / "metrics.jsonl")
     result = {
         "settings_sha256": digest,
         "steps": records[-1]["step"] if records else 0,
@@ -221,7 +223,7 @@ def _watch(process: "subprocess.Popen[bytes]", session: Session, steps: int, sta
         task = progress.add_task(f"rl {stage}", total=steps, line="Ray, DeepSpeed and vLLM start")
         while process.poll() is None:
             time.sleep(_POLL_SECONDS)
-            for record in read_metrics(session.metrics)[shown:]:
+            for record in read_lines(session.metrics)[shown:]:
                 shown += 1
                 progress.update(task, completed=record["step"], line=_line(record))
                 if not console.is_terminal:

@@ -1,6 +1,5 @@
 """Problems to practise on: read, checked, put into the template, and written as OpenRLHF reads them."""
 
-import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,7 +15,6 @@ from megatron_octo.errors import DataError
 from megatron_octo.recipe import Recipe
 from megatron_octo.recipe.rl import BuiltinPrompts, PromptFile, RlSection
 from megatron_octo.rl.reward import MAX_CHARACTERS, parses
-from megatron_octo.runtime.files import write_text_atomically
 from megatron_octo.runtime.run_folder import RunFolder
 
 _SPACE = re.compile(r"\s+")
@@ -136,12 +134,10 @@ def short_enough(prompts: list[Prompt], rl: RlSection, model: Path) -> list[Prom
     return kept
 
 
-def write_prompts(prompts: Sequence[Prompt], template: str, path: Path, datasource: str) -> str:
-    """Write rows of `input`, `label` and `datasource`; returns the file's SHA-256."""
+def prompt_rows(prompts: Sequence[Prompt], template: str, datasource: str) -> str:
+    """JSON lines of `input`, `label` and `datasource`."""
     rows = [{"input": template.format(prompt=p.problem), "label": p.answer, "datasource": datasource} for p in prompts]
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    write_text_atomically(path, text)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def count_shared(prompts: Iterable[Prompt], others: Iterable[str]) -> int:

@@ -10,7 +10,8 @@ from typing import Any
 
 from megatron_octo.errors import TrainingHalted
 from megatron_octo.rl.session import Session
-from megatron_octo.rl.watch import Alarm, append, keep_until, rollout_numbers, trainer_numbers
+from megatron_octo.rl.watch import Alarm, append, rollout_numbers, trainer_numbers
+from megatron_octo.runtime.records import keep_lines_until
 
 
 def install_trainer_hooks() -> None:
@@ -87,8 +88,8 @@ class _State:
     def around_resume(self, original: Any) -> Any:
         states = original()
         self.step = int(states["global_step"])
-        self.alarm = Alarm(self.session.rl.alarm, keep_until(self.session.metrics, self.step))
-        keep_until(self.session.validation, self.step)
+        self.alarm = Alarm(self.session.rl.alarm, keep_lines_until(self.session.metrics, self.step))
+        keep_lines_until(self.session.validation, self.step)
         return states
 
     def around_sampling(self, original: Any, **kwargs: Any) -> Any:

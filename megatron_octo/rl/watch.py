@@ -8,7 +8,6 @@ from typing import Any
 import torch
 
 from megatron_octo.recipe.rl import LengthAlarm
-from megatron_octo.runtime.files import write_text_atomically
 
 FAR = (0.9, 1.1)
 """Ratios of the trainer's and vLLM's probability of a token that count as close."""
@@ -105,25 +104,6 @@ class Alarm:
         if now > self.rules.growth * first:
             return f"responses grew from {first:.0f} to {now:.0f} tokens (alarm.growth {self.rules.growth})"
         return None
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The steps there are; a line torn by a kill is left out."""
-    records: list[dict[str, Any]] = []
-    if path.is_file():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                records.append(json.loads(line))
-            except json.JSONDecodeError:
-                break
-    return records
-
-
-def keep_until(path: Path, step: int) -> list[dict[str, Any]]:
-    """Drop what a resume takes again; returns what stays."""
-    kept = [record for record in read_metrics(path) if record["step"] <= step]
-    write_text_atomically(path, "".join(json.dumps(record) + "\n" for record in kept))
-    return kept
 
 
 def append(path: Path, record: dict[str, Any]) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_octo.recipe.train import Logging
-from megatron_octo.runtime.files import write_text_atomically
+from megatron_octo.runtime.records import keep_lines_until
 
 
 class MetricsWriter:
@@ -55,26 +55,6 @@ class MetricsWriter:
                 self.board.add_scalar(key, value, step)
         if self.wandb is not None:
             self.wandb.log(known, step=step)
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The records of a .jsonl file; a last line torn by a kill is left out."""
-    if not path.is_file():
-        return []
-    records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return records
-
-
-def keep_lines_until(path: Path, step: int) -> None:
-    """Drop the records after a step: a resume takes those steps again."""
-    if path.is_file():
-        kept = [record for record in read_lines(path) if record["step"] <= step]
-        write_text_atomically(path, "".join(json.dumps(record) + "\n" for record in kept))
 
 
 def _start_wandb(project: str, name: str) -> Any:

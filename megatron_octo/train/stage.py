@@ -29,6 +29,7 @@ from megatron_octo.runtime.groups import (
     start_process_groups,
     stop_process_groups,
 )
+from megatron_octo.runtime.records import read_lines
 from megatron_octo.runtime.run_folder import RunFolder
 from megatron_octo.train.agreement import check_agreement
 from megatron_octo.train.corpus import epochs, stage_sources, token_ids
@@ -36,7 +37,7 @@ from megatron_octo.train.display import Display
 from megatron_octo.train.done import decisive_settings
 from megatron_octo.train.lock import hold_stage
 from megatron_octo.train.loop import Hooks, Progress, Setup, StepRecord, train_steps
-from megatron_octo.train.metrics import MetricsWriter, read_lines
+from megatron_octo.train.metrics import MetricsWriter
 from megatron_octo.train.optimizer import build_optimizer, wrap_data_parallel
 from megatron_octo.train.order import data_order
 from megatron_octo.train.origin import Origin, find_origin, parent_digest

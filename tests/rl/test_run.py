@@ -88,5 +88,20 @@ def test_a_run_that_is_ended_goes_on_at_its_step(exported):
     assert "after RL" in told.stdout
     again = octo("rl", str(MINI), "stable", *WIDER, "-s", RL, cwd=exported, timeout=500)
     assert "RL is done already" in again.stdout
-    changed = octo("rl", str(MINI), "stable", *WIDER, "-s", RL, "-s", "rl.clip=0.3", cwd=exported, check=False)
+    prompts = (folder / "prompts.jsonl").read_text()
+    changed = octo(
+        "rl",
+        str(MINI),
+        "stable",
+        *WIDER,
+        "-s",
+        RL,
+        "-s",
+        "rl.template=complex",
+        "-s",
+        "rl.max_prompt_tokens=400",
+        cwd=exported,
+        check=False,
+    )
     assert changed.returncode == 2 and "holds checkpoints of another rl section" in changed.stderr
+    assert (folder / "prompts.jsonl").read_text() == prompts

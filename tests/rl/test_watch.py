@@ -1,7 +1,8 @@
 import pytest
 
 from megatron_octo.recipe.rl import LengthAlarm
-from megatron_octo.rl.watch import Alarm, append, keep_until, read_metrics
+from megatron_octo.rl.watch import Alarm, append
+from megatron_octo.runtime.records import keep_lines_until, read_lines
 
 
 def record(step, length=100.0, truncated=0.0):
@@ -34,13 +35,13 @@ def test_a_resume_drops_the_steps_it_takes_again_and_a_torn_line(tmp_path):
         append(path, record(step))
     with open(path, "a") as file:
         file.write('{"step": 4, "resp')
-    assert [r["step"] for r in read_metrics(path)] == [1, 2, 3]
-    assert [r["step"] for r in keep_until(path, 2)] == [1, 2]
+    assert [r["step"] for r in read_lines(path)] == [1, 2, 3]
+    assert [r["step"] for r in keep_lines_until(path, 2)] == [1, 2]
     append(path, record(3))
-    assert [r["step"] for r in read_metrics(path)] == [1, 2, 3]
+    assert [r["step"] for r in read_lines(path)] == [1, 2, 3]
 
 
 def test_nothing_before_the_first_step(tmp_path):
-    assert keep_until(tmp_path / "metrics.jsonl", 0) == []
+    assert keep_lines_until(tmp_path / "metrics.jsonl", 0) == []
     with pytest.raises(FileNotFoundError):
         append(tmp_path / "absent" / "metrics.jsonl", record(1))

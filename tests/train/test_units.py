@@ -6,9 +6,9 @@ import pytest
 
 from megatron_octo.data.blend import BlendedSource, differences, fingerprint
 from megatron_octo.recipe.train import Guards
+from megatron_octo.runtime.records import keep_lines_until, read_lines
 from megatron_octo.train.guards import SpikeDetector
 from megatron_octo.train.loop import _ranges
-from megatron_octo.train.metrics import keep_lines_until, read_lines
 
 
 def test_a_spike_is_flagged_and_does_not_hide_the_next():
