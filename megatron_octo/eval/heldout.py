@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -14,7 +15,7 @@ from megatron_octo.errors import CheckpointError
 from megatron_octo.eval.generate import generate
 from megatron_octo.recipe import Recipe
 from megatron_octo.runtime.checkpoints import MANIFEST
-from megatron_octo.runtime.files import sha256_of, write_json_atomically, write_text_atomically
+from megatron_octo.runtime.files import sha256_of, sha256_of_json, write_json_atomically, write_text_atomically
 from megatron_octo.runtime.run_folder import RunFolder
 
 MAX_TOKENS = 96
@@ -92,6 +93,12 @@ def answer_reinforced(recipe: Recipe, run: RunFolder, stage: str, console: Conso
     answer_heldout(recipe, run, [stage], console)
     before = json.loads((run.evaluation(stage) / "heldout.json").read_text())
     problems = read_heldout(run.heldout)
+    of = {"model_sha256": _weights_digest(model), "problems_sha256": sha256_of(run.heldout)}
+    path = folder / "heldout.json"
+    known: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    if {key: known.get(key) for key in of} == of and known["accuracy_before"] == before["accuracy"]:
+        console.print(f"{stage} after RL: {known['accuracy_after']:.1%}, answered already; skipped", highlight=False)
+        return known
     with console.status(f"{stage} after RL: vLLM answers {len(problems)} held-out problems"):
         completions = generate(model, [problem["prompt"] for problem in problems], MAX_TOKENS)
     answers = [
@@ -107,15 +114,19 @@ def answer_reinforced(recipe: Recipe, run: RunFolder, stage: str, console: Conso
         "accuracy_before": before["accuracy"],
         "accuracy_after": right / len(answers),
         "problems": len(answers),
-        "problems_sha256": sha256_of(run.heldout),
+        **of,
     }
-    write_json_atomically(folder / "heldout.json", result)
+    write_json_atomically(path, result)
     console.print(
         f"[bold]{escape(stage)}[/bold] after RL: {right} of {len(answers)} held-out problems right, "
         f"{result['accuracy_after']:.1%} (before: {before['accuracy']:.1%})",
         highlight=False,
     )
     return result
+
+
+def _weights_digest(model: Path) -> str:
+    return sha256_of_json([[file.name, sha256_of(file)] for file in sorted(model.glob("*.safetensors"))])
 
 
 def _score(result: dict[str, Any]) -> str:

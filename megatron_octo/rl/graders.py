@@ -70,11 +70,20 @@ class _Grader:
 
     def ask(self, answer: str, gold: str, seconds: float) -> bool:
         if not self.is_ready:  # sympy takes seconds to import, which are not the answer's
-            self._wait(_START_SECONDS)
-            self.is_ready = bool(self.pipe.recv())
+            self._start()
         self.pipe.send((answer, gold))
         self._wait(seconds)
         return bool(self.pipe.recv())
+
+    def _start(self) -> None:
+        try:
+            self._wait(_START_SECONDS)
+            self.is_ready = bool(self.pipe.recv())
+        except (TimeoutError, EOFError) as error:
+            # not an answer's fault: taken for one, every answer would be wrong, and nobody would hear why
+            raise RuntimeError(
+                "a grader did not start; what it said stands above. Is math-verify installed, and memory free?"
+            ) from error
 
     def _wait(self, seconds: float) -> None:
         if not self.pipe.poll(seconds):

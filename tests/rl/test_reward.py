@@ -3,6 +3,7 @@
 import itertools
 import json
 import random
+import sys
 import time
 from pathlib import Path
 
@@ -106,6 +107,12 @@ def test_a_thousand_hostile_answers_end_within_the_limit(graders):
     # the limit, and a new process where one had to be ended
     assert slowest < 3.0 + 30.0
     assert graders.grade("\\boxed{7}", "7.0")[0]
+
+
+def test_a_grader_that_cannot_start_is_no_wrong_answer(monkeypatch):
+    monkeypatch.setattr("megatron_octo.rl.graders._serve", sys.exit)  # the process ends with its pipe
+    with Graders(processes=1, seconds=3.0) as pool, pytest.raises(RuntimeError, match="a grader did not start"):
+        pool.grade("\\boxed{1}", "2")
 
 
 def _gold() -> list[str]:
