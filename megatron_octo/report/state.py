@@ -1,26 +1,21 @@
 """Where each stage of a run stands, read off the run folder."""
 
-import json
 import math
 import socket
 import time
 from dataclasses import dataclass
-from datetime import datetime
-from pathlib import Path
-from typing import Any, Literal
-
-import psutil
+from typing import Literal
 
 from megatron_octo.recipe import BASE, Recipe
 from megatron_octo.report.rows import read_steps
 from megatron_octo.runtime.checkpoints import complete_steps
+from megatron_octo.runtime.claims import is_alive, read_claim
 from megatron_octo.runtime.run_folder import RunFolder
 
 State = Literal["done", "running", "interrupted", "ready", "waiting"]
 
 ELSEWHERE_SECONDS = 600.0
 """A run on another host counts as alive while its metrics are no older than this."""
-_CLOCK_SLACK_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -92,36 +87,12 @@ def _parent_is_there(recipe: Recipe, run: RunFolder, name: str) -> bool:
 
 def _is_running(run: RunFolder, name: str) -> bool:
     """Whether the process that says it trains the stage is alive."""
-    claim = _claim(run.stage(name) / "running.json")
+    claim = read_claim(run.stage(name) / "running.json")
     if claim is None:
         return False
     if claim.get("host") == socket.gethostname():
-        return _is_alive(claim)
+        return is_alive(claim)
     try:
         return time.time() - run.metrics(name).stat().st_mtime < ELSEWHERE_SECONDS
     except FileNotFoundError:
         return False
-
-
-def _claim(path: Path) -> dict[str, Any] | None:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return value if isinstance(value, dict) else None
-
-
-def _is_alive(claim: dict[str, Any]) -> bool:
-    """Whether the process is there, and is not a later one that got the same number."""
-    try:
-        process = psutil.Process(int(claim["pid"]))
-        if process.status() == psutil.STATUS_ZOMBIE:
-            return False
-        born = process.create_time()
-    except (KeyError, ValueError, TypeError, psutil.NoSuchProcess):
-        return False
-    try:
-        started = datetime.fromisoformat(str(claim["started"])).timestamp()
-    except (KeyError, ValueError):
-        return True
-    return bool(born <= started + _CLOCK_SLACK_SECONDS)

@@ -2,12 +2,17 @@
 
 import fcntl
 import os
+import socket
+import time
 from pathlib import Path
 
 from megatron_octo.errors import RuntimeSetupError
+from megatron_octo.runtime.claims import is_alive, read_claim
 
 _held: dict[Path, int] = {}
-"""Open locks of this process. They end with it, however it ends."""
+"""Open locks of this process. They end with it and with the writers it forked, however they end."""
+DYING_SECONDS = 60.0
+"""How long the processes that a killed training left are waited for."""
 
 
 def hold_stage(folder: Path) -> None:
@@ -22,13 +27,30 @@ def hold_stage(folder: Path) -> None:
         return
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        running = folder / "running.json"
+    running = folder / "running.json"
+    deadline = time.monotonic() + DYING_SECONDS
+    while not _locks(descriptor):
+        # a forked writer of a killed training holds the lock too, until the disk has taken what it was writing
+        if time.monotonic() < deadline and _is_dead(running):
+            time.sleep(0.1)
+            continue
         who = " ".join(running.read_text().split()) if running.is_file() else "(it has not said who it is)"
         os.close(descriptor)
         raise RuntimeSetupError(
             f"{folder}: another process trains this stage: {who}; wait for it, or stop it (SIGTERM saves first)"
-        ) from None
+        )
     _held[folder] = descriptor
+
+
+def _locks(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _is_dead(running: Path) -> bool:
+    """Whether the training that wrote `running.json` ran on this host and has ended."""
+    claim = read_claim(running)
+    return claim is not None and claim.get("host") == socket.gethostname() and not is_alive(claim)

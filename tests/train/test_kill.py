@@ -33,9 +33,12 @@ def kill_in_a_save(folder, checkpoints, dice):
             time.sleep(0.005)
         assert process.poll() is None, (folder / "log").read_text()
     finally:
-        for victim in [process_tree := psutil.Process(process.pid), *process_tree.children(recursive=True)]:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                victim.kill()
+        # what ended by itself has failed, and its log says why
+        with contextlib.suppress(psutil.NoSuchProcess):
+            parent = psutil.Process(process.pid)
+            for victim in [parent, *parent.children(recursive=True)]:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    victim.kill()
         process.wait()
     return (folder / "log").read_text()
 

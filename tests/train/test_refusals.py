@@ -3,6 +3,10 @@
 import fcntl
 import json
 import shutil
+import socket
+import subprocess
+import sys
+from datetime import UTC, datetime
 
 import pytest
 
@@ -125,6 +129,21 @@ def test_a_stage_that_another_process_trains(begun, tmp_path):
     assert told.returncode == 2
     assert 'another process trains this stage: {"pid": 1}' in told.stderr
     assert not list(stage.glob("checkpoints/.step*"))
+
+
+def test_a_writer_that_outlives_its_killed_training_is_waited_for(begun, tmp_path):
+    shutil.copytree(begun / "runs", tmp_path / "runs")
+    stage = tmp_path / "runs/mini/stages/stable"
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    claim = {"pid": ended.pid, "host": socket.gethostname(), "started": datetime.now(UTC).isoformat()}
+    (stage / "running.json").write_text(json.dumps(claim))
+    with open(stage / "lock", "w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        writer = subprocess.Popen(["sleep", "30"], pass_fds=[held.fileno()])  # it holds the lock as a fork would
+    told = octo("train", str(MINI), "stable", "--stop-after-step", "5", cwd=tmp_path)
+    assert writer.wait() == 0
+    assert "resumes after step 4" in told.stdout + told.stderr
 
 
 def test_a_resume_with_another_model(begun, refused):
