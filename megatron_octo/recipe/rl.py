@@ -55,6 +55,13 @@ class BuiltinPrompts(Section):
 Prompts = Annotated[PromptFile | BuiltinPrompts, Field(discriminator="kind")]
 
 
+class ProblemSet(Section):
+    """Problems of a benchmark, in a JSON or JSONL file."""
+
+    path: str
+    problem_key: str = "problem"
+
+
 class LengthLimit(Section):
     """Most tokens of a response from a rollout step on."""
 
@@ -112,6 +119,9 @@ class RlSection(Section):
     """OpenRLHF's advantage estimators: `gae` is PPO with a critic, `group_norm` GRPO [A]."""
     prompts: Prompts
     validation: Prompts | None = None
+    test_sets: dict[str, ProblemSet] = Field(default={})
+    """Benchmarks by name. How many of the prompts stand among their problems is counted before the run, printed, and
+    written to its result: a model practised on them is no longer judged by them."""
     template: Literal["simple", "complex"] | str = "simple"
     """A name, or a text with {prompt} in it."""
     stop: tuple[str, ...] = ()

@@ -37,7 +37,7 @@ HELDOUT_KEYS = ("accuracy", "problems")
 
 
 RL_HELDOUT_KEYS = ("accuracy_before", "accuracy_after", "problems")
-RL_RESULT_KEYS = ("steps", "mean_response_length", "wall_seconds")
+RL_RESULT_KEYS = ("steps", "mean_response_length", "wall_seconds", "prompts", "prompts_in_test_sets")
 
 
 def write_summary(recipe: Recipe, run: RunFolder) -> dict[str, Any]:

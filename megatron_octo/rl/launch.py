@@ -18,7 +18,7 @@ from megatron_octo.errors import CheckpointError, RecipeError, RuntimeSetupError
 from megatron_octo.recipe import Recipe
 from megatron_octo.recipe.rl import RlSection
 from megatron_octo.rl.arguments import command_line, gpus_of, options_of
-from megatron_octo.rl.prompts import Prompt, prompt_rows, read_prompts, short_enough
+from megatron_octo.rl.prompts import Prompt, prompt_rows, read_prompts, shared_with, short_enough
 from megatron_octo.rl.session import Session
 from megatron_octo.runtime.files import sha256_of_json, write_json_atomically, write_text_atomically
 from megatron_octo.runtime.records import read_lines
@@ -27,7 +27,7 @@ from megatron_octo.runtime.run_folder import RunFolder
 _NEEDED = ("openrlhf", "ray", "deepspeed", "math-verify")
 _POLL_SECONDS = 0.5
 RESULT = "result.json"
-_MAY_CHANGE = {"alarm", "save_every", "keep", "ray_address", "validate_every"}
+_MAY_CHANGE = {"alarm", "save_every", "keep", "ray_address", "validate_every", "test_sets"}
 """Keys that change nothing of what is learned: a run goes on under others."""
 
 
@@ -53,6 +53,7 @@ def train_rl(recipe: Recipe, run: RunFolder, stage: str, console: Console) -> Pa
     steps = _check_numbers(rl, prompts)
     # a last step of fewer would leave a part of a mini-batch in the optimizer, and uneven work for the ranks
     prompts = prompts[: len(prompts) // rl.prompts_per_step * rl.prompts_per_step]
+    shared = shared_with(prompts, rl.test_sets)
     options = options_of(
         rl,
         model=model,
@@ -77,6 +78,8 @@ def train_rl(recipe: Recipe, run: RunFolder, stage: str, console: Console) -> Pa
         console.print(f"{stage}: RL is done already ({done}); skipped", highlight=False)
         return folder / "last"
     _same_run(folder, digest)
+    for name, count in shared.items():
+        console.print(f"{count} of {len(prompts)} prompts stand in {name}, too", highlight=False)
     for name, text in files.items():
         write_text_atomically(folder / name, text)
     _drop_unfinished(folder / "checkpoints")
@@ -89,6 +92,8 @@ def train_rl(recipe: Recipe, run: RunFolder, stage: str, console: Console) -> Pa
         "steps": records[-1]["step"] if records else 0,
         "mean_response_length": records[-1]["response_length"] if records else None,
         "wall_seconds": time.monotonic() - start,
+        "prompts": len(prompts),
+        "prompts_in_test_sets": shared,
     }
     write_json_atomically(done, result)
     return folder / "last"

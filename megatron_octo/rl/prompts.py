@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -13,7 +13,7 @@ from megatron_octo.data.heldout import heldout_problems
 from megatron_octo.data.manifest import MANIFEST, SourceManifest
 from megatron_octo.errors import DataError
 from megatron_octo.recipe import Recipe
-from megatron_octo.recipe.rl import BuiltinPrompts, PromptFile, RlSection
+from megatron_octo.recipe.rl import BuiltinPrompts, ProblemSet, PromptFile, RlSection
 from megatron_octo.rl.reward import MAX_CHARACTERS, parses
 from megatron_octo.runtime.run_folder import RunFolder
 
@@ -41,16 +41,8 @@ def read_prompts(settings: PromptFile | BuiltinPrompts, recipe: Recipe, run: Run
     if isinstance(settings, BuiltinPrompts):
         return _builtin(settings, recipe, run, seed)
     path = Path(settings.path)
-    if not path.is_file():
-        raise DataError(f"rl prompts {settings.path}: there is no such file; name a .json or .jsonl file")
     prompts, bad = [], []
-    for number, row in enumerate(_rows(path), start=1):
-        missing = [key for key in (settings.prompt_key, settings.answer_key) if key not in row]
-        if missing:
-            raise DataError(
-                f"{path}, row {number}: no key {', '.join(map(repr, missing))} (it has {', '.join(map(repr, row))}); "
-                "set prompt_key and answer_key"
-            )
+    for number, row in _rows_with(path, settings.prompt_key, settings.answer_key, ways="prompt_key and answer_key"):
         problem, answer = str(row[settings.prompt_key]), str(row[settings.answer_key])
         if not problem.strip() or not parses(answer):
             bad.append(f"row {number}: {answer[:60]!r}")
@@ -68,6 +60,19 @@ def read_prompts(settings: PromptFile | BuiltinPrompts, recipe: Recipe, run: Run
     if not prompts:
         raise DataError(f"{path}: holds no rows; name a file with problems")
     return prompts[: settings.count]
+
+
+def _rows_with(path: Path, *keys: str, ways: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Numbered rows that have the keys; `ways`: the settings that name them."""
+    if not path.is_file():
+        raise DataError(f"rl: {path}: there is no such file; name a .json or .jsonl file")
+    for number, row in enumerate(_rows(path), start=1):
+        if missing := [key for key in keys if key not in row]:
+            raise DataError(
+                f"{path}, row {number}: no key {', '.join(map(repr, missing))} (it has {', '.join(map(repr, row))}); "
+                f"set {ways}"
+            )
+        yield number, row
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
@@ -138,6 +143,19 @@ def prompt_rows(prompts: Sequence[Prompt], template: str, datasource: str) -> st
     """JSON lines of `input`, `label` and `datasource`."""
     rows = [{"input": template.format(prompt=p.problem), "label": p.answer, "datasource": datasource} for p in prompts]
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def shared_with(prompts: Sequence[Prompt], sets: Mapping[str, ProblemSet]) -> dict[str, int]:
+    """How many prompts stand in each benchmark.
+
+    Raises:
+        DataError: a file that is missing, or has rows without the named key.
+    """
+    shared = {}
+    for name, problems in sets.items():
+        rows = _rows_with(Path(problems.path), problems.problem_key, ways=f"rl.test_sets.{name}.problem_key")
+        shared[name] = count_shared(prompts, (str(row[problems.problem_key]) for _, row in rows))
+    return shared
 
 
 def count_shared(prompts: Iterable[Prompt], others: Iterable[str]) -> int:

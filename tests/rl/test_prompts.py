@@ -6,8 +6,8 @@ import pytest
 
 from megatron_octo.errors import DataError
 from megatron_octo.recipe import load_recipe
-from megatron_octo.recipe.rl import COMPLEX, SIMPLE, PromptFile
-from megatron_octo.rl.prompts import Prompt, count_shared, prompt_rows, read_prompts
+from megatron_octo.recipe.rl import COMPLEX, SIMPLE, ProblemSet, PromptFile
+from megatron_octo.rl.prompts import Prompt, prompt_rows, read_prompts, shared_with
 from tests.support import SHARED
 
 
@@ -61,6 +61,7 @@ def test_math8k_at_its_real_size():
     prompts = read(SHARED / "data/rl/math8k.json")
     assert len(prompts) == 8521  # two have no answer
     assert len(prompt_rows(prompts, SIMPLE, "prompts").split("\n")) == 8521 + 1
-    test = [json.loads(line) for line in (SHARED / "data/eval/math/test.jsonl").read_text().splitlines()]
+    math, math500 = (ProblemSet(path=str(SHARED / f"data/eval/{name}/test.jsonl")) for name in ("math", "math500"))
+    shared = shared_with(prompts, {"math": math, "math500": math500})
     # the reference counts 2,936 at least; its own spelling of the problems differs in some more
-    assert count_shared(prompts, [row["problem"] for row in test]) >= 2900
+    assert shared["math"] >= 2900 and shared["math500"] == 0
