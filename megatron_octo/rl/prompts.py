@@ -42,7 +42,7 @@ def read_prompts(settings: PromptFile | BuiltinPrompts, recipe: Recipe, run: Run
         return _builtin(settings, recipe, run, seed)
     path = Path(settings.path)
     prompts, bad = [], []
-    for number, row in _rows_with(path, settings.prompt_key, settings.answer_key, ways="prompt_key and answer_key"):
+    for number, row in _rows_with(path, settings.prompt_key, settings.answer_key, named_by="prompt_key and answer_key"):
         problem, answer = str(row[settings.prompt_key]), str(row[settings.answer_key])
         if not problem.strip() or not parses(answer):
             bad.append(f"row {number}: {answer[:60]!r}")
@@ -62,15 +62,15 @@ def read_prompts(settings: PromptFile | BuiltinPrompts, recipe: Recipe, run: Run
     return prompts[: settings.count]
 
 
-def _rows_with(path: Path, *keys: str, ways: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Numbered rows that have the keys; `ways`: the settings that name them."""
+def _rows_with(path: Path, *keys: str, named_by: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Numbered rows that have the keys; `named_by`: the settings that name the keys."""
     if not path.is_file():
         raise DataError(f"rl: {path}: there is no such file; name a .json or .jsonl file")
     for number, row in enumerate(_rows(path), start=1):
         if missing := [key for key in keys if key not in row]:
             raise DataError(
                 f"{path}, row {number}: no key {', '.join(map(repr, missing))} (it has {', '.join(map(repr, row))}); "
-                f"set {ways}"
+                f"set {named_by}"
             )
         yield number, row
 
@@ -153,7 +153,7 @@ def shared_with(prompts: Sequence[Prompt], sets: Mapping[str, ProblemSet]) -> di
     """
     shared = {}
     for name, problems in sets.items():
-        rows = _rows_with(Path(problems.path), problems.problem_key, ways=f"rl.test_sets.{name}.problem_key")
+        rows = _rows_with(Path(problems.path), problems.problem_key, named_by=f"rl.test_sets.{name}.problem_key")
         shared[name] = count_shared(prompts, (str(row[problems.problem_key]) for _, row in rows))
     return shared
 

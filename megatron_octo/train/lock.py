@@ -18,6 +18,7 @@ DYING_SECONDS = 60.0
 def hold_stage(folder: Path) -> None:
     """Lock a stage's folder until this process ends. Rank 0 calls it, before anything there is changed.
 
+    What a killed training left is waited for, DYING_SECONDS at most.
     Ranks can outlive a launcher that was killed; two trainings would remove each other's half-written checkpoints.
 
     Raises:
