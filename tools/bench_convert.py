@@ -6,8 +6,9 @@
 Import goes to tensor 2 x pipeline 2, export comes back from there, and the two Hugging Face folders are compared byte
 by byte. The copy reads all and writes all, then fsyncs, as both conversions do. Each starts with all files out of the
 page cache and nothing left to write, so that none pays for the one before. Rounds alternate, and medians are compared.
-Each conversion is a process of its own, whose peak resident memory is what the system counted for it; Python, torch and
-transformers are imported before its clock starts.
+Each is a process of its own, whose peak resident memory is what the system counted for it; Python, torch and
+transformers are imported before its clock starts. The copy too: in a virtual machine, memory that was freed some
+seconds ago has gone back to the host and is dear to get again, so that a copy begun at once would look thrice as fast.
 """
 
 import argparse
@@ -18,8 +19,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -33,9 +32,10 @@ from megatron_octo.recipe import Architecture, load_recipe
 from megatron_octo.runtime.files import sync_tree
 
 _BLOCK = 16 << 20
-_CONVERT = """
+_RUN = """
 import json, resource, sys, time
 from pathlib import Path
+from bench_convert import copy_all
 from megatron_octo.bridge.export_hf import export_checkpoint
 from megatron_octo.bridge.import_hf import import_checkpoint
 from megatron_octo.recipe import Parallel
@@ -43,7 +43,9 @@ from transformers import AutoConfig, AutoTokenizer
 AutoConfig.for_model(model_type="llama")
 way, source, target = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
 start = time.perf_counter()
-if way == "import":
+if way == "copy":
+    copy_all(source, target)
+elif way == "import":
     import_checkpoint(source, target, Parallel(tensor=2, pipeline=2))
 else:
     export_checkpoint(source, target)
@@ -72,21 +74,18 @@ def _measure(shape: Architecture, folder: Path, rounds: int) -> dict[str, object
     source, megatron, back, copy = (folder / name for name in ("hf", "megatron", "back", "copy"))
     _random_model(shape, source)
     size = open_hf_folder(source).bytes
-    seconds: dict[str, list[float]] = {"copy": [], "import": [], "export": []}
-    peak: dict[str, int] = {"import": 0, "export": 0}
+    ways = {"copy": (source, copy), "import": (source, megatron), "export": (megatron, back)}
+    seconds: dict[str, list[float]] = {way: [] for way in ways}
+    peak = dict.fromkeys(ways, 0)
     for _ in range(rounds):
-        for used in (megatron, back, copy):
+        for used in (megatron, back):
             shutil.rmtree(used, ignore_errors=True)
-        _forget(folder)
-        seconds["copy"].append(_timed(lambda: _copy(source, copy)))
-        shutil.rmtree(copy)
-        for way, a, b in (("import", source, megatron), ("export", megatron, back)):
+        for way, (read, written) in ways.items():
             _forget(folder)
-            command = [sys.executable, "-W", "ignore", "-c", _CONVERT, way, str(a), str(b)]
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
-            took, memory = json.loads(done.stdout.splitlines()[-1])
+            took, memory = _run(way, read, written)
             seconds[way].append(took)
             peak[way] = max(peak[way], memory)
+            shutil.rmtree(copy, ignore_errors=True)
     medians = {way: statistics.median(times) for way, times in seconds.items()}
     return {
         "bytes": size,
@@ -117,10 +116,12 @@ def _random_model(shape: Architecture, folder: Path) -> None:
     sync_tree(folder)
 
 
-def _timed(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
+def _run(way: str, source: Path, target: Path) -> tuple[float, int]:
+    command = [sys.executable, "-W", "ignore", "-c", _RUN, way, str(source), str(target)]
+    here = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=here)
+    seconds, memory = json.loads(done.stdout.splitlines()[-1])
+    return seconds, memory
 
 
 def _forget(folder: Path) -> None:
@@ -131,7 +132,8 @@ def _forget(folder: Path) -> None:
             os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def _copy(source: Path, target: Path) -> None:
+def copy_all(source: Path, target: Path) -> None:
+    """Read all, write all, fsync."""
     target.mkdir()
     for file in source.iterdir():
         with open(file, "rb") as reading, open(target / file.name, "wb") as writing:

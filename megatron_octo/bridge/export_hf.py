@@ -57,30 +57,30 @@ def export_checkpoint(
     companions = find_companions(source, tokenizer, config)
     planned = _plan(checkpoint, dtype)
     check_place(target, sum(tensor.bytes for tensor in planned), may_replace=replace)
-    if checkpoint.digest is not None:
-        verify_checkpoint(source)  # a flipped bit would be exported, and compared with itself
-    with folder_beside(target) as work, ThreadPoolExecutor(1) as background:
+    with folder_beside(target) as work, ThreadPoolExecutor(3) as background:
         output = work / "output"
         output.mkdir()
-        writer = ShardedWriter(output, planned, shard_bytes)
-        for name, tensor in _tensors(checkpoint, dtype):
-            writer.add(name, tensor)
-            if on_bytes is not None:
-                on_bytes(tensor.nbytes)
-        writer.close()
-        # the disk works while tensors are compared and files hashed
-        flushed = [background.submit(sync, file) for file in output.iterdir()]
+        # a flipped bit would be exported, and compared with itself; hashing goes on beside the conversion
+        whole = background.submit(verify_checkpoint, source) if checkpoint.digest is not None else None
+        try:
+            _write_weights(checkpoint, planned, output, dtype, shard_bytes, on_bytes)
+        finally:
+            if whole is not None:
+                whole.result()  # its error says more than what a damaged file made of the conversion
         write_companions(companions, output)
         tokens = companions.special_tokens() if companions.config is None else {}
         text = config_of(checkpoint.shape, dtype or checkpoint.dtype, companions.config, tokens)
         (output / CONFIG).write_text(text, encoding="utf-8")
+        # the disk works, and the files are hashed, while tensors are compared
+        flushed = [background.submit(sync, file) for file in output.iterdir()]
+        recorded = background.submit(record_files, output)
         report = verify_tensors(open_hf_folder(output), checkpoint, on_bytes)
         if report.different:
             raise CheckpointError(
                 f"{target}: not written: {len(report.different)} tensors read back differ from {source}: "
                 f"{', '.join(report.different[:4])}; the disk or its file system is at fault: try another"
             )
-        files = [file.model_dump() for file in record_files(output)]
+        files = [file.model_dump() for file in recorded.result()]
         card = model_card(checkpoint.shape, open_hf_folder(output).dtype, lineage_of(source), report.rounded > 0)
         (output / "README.md").write_text(card, encoding="utf-8")
         record = {
@@ -98,6 +98,22 @@ def export_checkpoint(
         else:
             put_in_new_place(output, target)
     return report
+
+
+def _write_weights(
+    checkpoint: MegatronFolder,
+    planned: list[Planned],
+    output: Path,
+    dtype: torch.dtype | None,
+    shard_bytes: int,
+    on_bytes: OnBytes | None,
+) -> None:
+    writer = ShardedWriter(output, planned, shard_bytes)
+    for name, tensor in _tensors(checkpoint, dtype):
+        writer.add(name, tensor)
+        if on_bytes is not None:
+            on_bytes(tensor.nbytes)
+    writer.close()
 
 
 def _plan(checkpoint: MegatronFolder, dtype: torch.dtype | None) -> list[Planned]:
