@@ -23,6 +23,8 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent
 OLDEST_TORCH = "0x020b000000000000"  # 2.11
+CPU_SOURCES = ("cpu", "product")
+SOURCES = [*(f"csrc/{name}.cpp" for name in CPU_SOURCES), "csrc/cuda.cu"]
 MAJORS = (80, 90, 100, 120)  # code for one runs on all of its major version
 
 
@@ -43,7 +45,7 @@ class BuildOps(build_ext):
         work, target = Path(self.build_temp) / "octo_ops", Path(self.get_ext_fullpath(ext.name))
         work.mkdir(parents=True, exist_ok=True)
         target.parent.mkdir(parents=True, exist_ok=True)
-        objects, linker = [self._compile_cpu(compiler, work)], [compiler]
+        objects, linker = [self._compile_cpu(compiler, work, name) for name in CPU_SOURCES], [compiler]
         nvcc = self._nvcc()
         if nvcc is not None:
             objects.append(self._compile_cuda(nvcc, work))
@@ -57,7 +59,7 @@ class BuildOps(build_ext):
     def _abi(self):
         return ["-std=c++20", f"-DTORCH_TARGET_VERSION={OLDEST_TORCH}", f"-I{self.torch / 'include'}", "-Icsrc"]
 
-    def _compile_cpu(self, compiler, work):
+    def _compile_cpu(self, compiler, work, name):
         march = ["-march=x86-64-v3"] if platform.machine() == "x86_64" else []
         flags = [
             "-O3",
@@ -69,8 +71,8 @@ class BuildOps(build_ext):
             "-Wall",
             *march,
         ]
-        run([compiler, "-c", *flags, *self._abi(), "csrc/cpu.cpp", "-o", work / "cpu.o"])
-        return work / "cpu.o"
+        run([compiler, "-c", *flags, *self._abi(), f"csrc/{name}.cpp", "-o", work / f"{name}.o"])
+        return work / f"{name}.o"
 
     def _compile_cuda(self, nvcc, work):
         listed = subprocess.run([nvcc, "--list-gpu-code"], capture_output=True, text=True, check=True).stdout
@@ -98,6 +100,6 @@ def run(command):
 
 
 setup(
-    ext_modules=[Extension("megatron_octo.ops._C", ["csrc/cpu.cpp", "csrc/cuda.cu"], optional=True)],
+    ext_modules=[Extension("megatron_octo.ops._C", SOURCES, optional=True)],
     cmdclass={"build_ext": BuildOps},
 )

@@ -65,6 +65,12 @@ def _register_fakes() -> None:
     ) -> None:
         return None
 
+    if hasattr(torch.ops.octo, "bf16_product"):  # not in a library that was built before there was one
+
+        @torch.library.register_fake("octo::bf16_product")
+        def bf16_product(a: torch.Tensor, b: torch.Tensor, b_is_transposed: bool, add: bool, out: torch.Tensor) -> None:
+            return None
+
 
 def is_compiled_for(logits_TV: torch.Tensor) -> bool:
     """Whether the compiled kernels take these logits."""
@@ -82,6 +88,39 @@ def _has_kernels(device_type: str) -> bool:
 def has_cuda_kernels() -> bool:
     """Whether the library was built with a CUDA compiler."""
     return has_library() and bool(torch._C._dispatch_has_kernel_for_dispatch_key("octo::token_stats", "CUDA"))
+
+
+@torch.compiler.assume_constant_result
+def has_bf16_product() -> bool:
+    """Whether this CPU multiplies bf16 in hardware, and the library can have fp32 results of it (csrc/product.cpp)."""
+    return _has_bf16_product()
+
+
+@cache
+def _has_bf16_product() -> bool:
+    if not has_library() or not hasattr(torch.ops.octo, "has_bf16_product"):
+        return False
+    if not torch.backends.mkldnn.is_available() or not torch.ops.octo.has_bf16_product():
+        return False
+    one = torch.ones(2, 2, dtype=torch.bfloat16)
+    try:
+        bf16_product(one, one, torch.empty(2, 2), b_is_transposed=True)
+    except RuntimeError:  # oneDNN is held to an older instruction set (ONEDNN_MAX_CPU_ISA)
+        return False
+    return True
+
+
+def bf16_product(
+    a: torch.Tensor, b: torch.Tensor, out: torch.Tensor, *, b_is_transposed: bool = False, add: bool = False
+) -> None:
+    """out = a @ b with fp32 sums and results, or out += a @ b; b is given as its transpose where `b_is_transposed`.
+
+    Args:
+        a: (m, k) bf16 on the CPU, rows contiguous, k even.
+        b: (k, n) bf16, or (n, k).
+        out: (m, n) fp32.
+    """
+    torch.ops.octo.bf16_product(a, b, b_is_transposed, add, out)
 
 
 def token_stats(

@@ -116,42 +116,58 @@ class _Work:
 class _Products:
     """Matrix products with fp32 results, whatever the weights' dtype.
 
-    On CUDA the hardware takes 16-bit factors and sums in fp32. On the CPU, torch rounds such a product to 16 bits, so
-    its factors are widened first: the hidden states once, the weight a block at a time.
+    The hardware takes 16-bit factors and sums in fp32: on CUDA through torch, on a CPU that multiplies bf16 through
+    `kernels.bf16_product`. On other CPUs factors are widened first: the hidden states once, the weight a block at a
+    time.
     """
 
     def __init__(self, hidden_TH: torch.Tensor, tile_values: int) -> None:
-        self.narrow = hidden_TH.dtype if hidden_TH.dtype in (torch.bfloat16, torch.float16) else None
-        self.on_cuda = hidden_TH.is_cuda
+        is_16_bit = hidden_TH.dtype in (torch.bfloat16, torch.float16)
+        self.by_kernel = (
+            hidden_TH.device.type == "cpu"
+            and hidden_TH.dtype == torch.bfloat16
+            and hidden_TH.size(1) % 2 == 0
+            and kernels.has_bf16_product()
+        )
+        self.takes_16_bits = is_16_bit and (hidden_TH.is_cuda or self.by_kernel)
+        self.narrow = hidden_TH.dtype
         self.dtype = accumulation_dtype(hidden_TH.dtype)
         self.hidden_TH = self.factor(hidden_TH)
         self.tile = torch.empty(tile_values, dtype=self.dtype, device=hidden_TH.device)
 
     def factor(self, x: torch.Tensor) -> torch.Tensor:
         """A factor as the products take it."""
-        return x.to(self.dtype) if self.narrow is not None and not self.on_cuda else x
+        return _rows_contiguous(x) if self.takes_16_bits else x.to(self.dtype)
 
     def logits(self, rows: slice, weight_BH: torch.Tensor) -> torch.Tensor:
         """A tile of logits, in the one buffer that all tiles share."""
         hidden_CH = self.hidden_TH[rows]
         tile_CB = self.tile[: hidden_CH.size(0) * weight_BH.size(0)].view(hidden_CH.size(0), weight_BH.size(0))
-        return self._multiply(hidden_CH, weight_BH.t(), tile_CB)
+        if self.by_kernel:
+            kernels.bf16_product(hidden_CH, weight_BH, tile_CB, b_is_transposed=True)
+            return tile_CB
+        if self.takes_16_bits:
+            return torch.mm(hidden_CH, weight_BH.t(), out_dtype=self.dtype, out=tile_CB)
+        return torch.mm(hidden_CH, weight_BH.t(), out=tile_CB)
 
     def gradient_of(self, tile_CB: torch.Tensor) -> torch.Tensor:
         """Where the gradient of a tile goes: over the tile, or to 16 bits where the products take those."""
-        return torch.empty_like(tile_CB, dtype=self.narrow) if self.narrow is not None and self.on_cuda else tile_CB
+        return torch.empty_like(tile_CB, dtype=self.narrow) if self.takes_16_bits else tile_CB
 
     def add(self, total: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
         """total += a @ b."""
-        if a.dtype == self.dtype:
+        if not self.takes_16_bits:
             total.addmm_(a, b)
-        else:
+        elif not self.by_kernel:
             total.add_(torch.mm(a, b, out_dtype=self.dtype))
+        elif a.size(1) % 2 == 0:
+            kernels.bf16_product(_rows_contiguous(a), b, total, add=True)
+        else:
+            total.addmm_(a.to(self.dtype), b.to(self.dtype))
 
-    def _multiply(self, a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
-        if a.dtype == self.dtype:
-            return torch.mm(a, b, out=out)
-        return torch.mm(a, b, out_dtype=self.dtype, out=out)
+
+def _rows_contiguous(x: torch.Tensor) -> torch.Tensor:
+    return x if x.stride(1) == 1 else x.contiguous()
 
 
 class _LinearTokenLogProbs(torch.autograd.Function):
@@ -212,8 +228,12 @@ class _LinearTokenLogProbs(torch.autograd.Function):
             grad_weight_VH[work.columns :].zero_()  # padding
         for block in work.blocks():
             weight_BH = products.factor(weight_VH[block])
+            # of all tokens in one product, which oneDNN sums in fp32 and rounds once: no fp32 block is needed
+            at_once = products.by_kernel and 0 < tokens <= work.chunk_tokens
             total_BH = (
-                torch.zeros(weight_BH.shape, dtype=products.dtype, device=hidden_TH.device) if wants_weight else None
+                torch.zeros(weight_BH.shape, dtype=products.dtype, device=hidden_TH.device)
+                if wants_weight and not at_once
+                else None
             )
             for rows in work.chunks(tokens):
                 tile_CB = products.logits(rows, weight_BH)
@@ -232,6 +252,8 @@ class _LinearTokenLogProbs(torch.autograd.Function):
                     products.add(grad_hidden_TH[rows], grad_CB, weight_BH)
                 if total_BH is not None:
                     products.add(total_BH, grad_CB.t(), products.hidden_TH[rows])
+                elif grad_weight_VH is not None:
+                    torch.mm(grad_CB.t(), products.hidden_TH[rows], out=grad_weight_VH[block])
             if grad_weight_VH is not None and total_BH is not None:
                 grad_weight_VH[block] = total_BH
         if grad_hidden_TH is not None:

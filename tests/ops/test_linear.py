@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from megatron_octo.errors import OperatorError
-from megatron_octo.ops import linear_token_log_probs, token_log_probs
+from megatron_octo.ops import kernels, linear_token_log_probs, token_log_probs
 from tests.ops.cases import expected, upstream
 
 # of hidden states: products of 64 terms in fp32, and inputs rounded to 16 bits once, the reference's too
@@ -57,6 +57,29 @@ def test_forward_and_backward(dtype, chunk_tokens, vocabulary_block):
     close(w.grad, grad_w, GRAD_RTOL[dtype])
 
 
+@pytest.mark.parametrize("chunk_tokens", [4096, 5])
+def test_widened_factors_serve_where_the_cpu_does_not_multiply_bf16(chunk_tokens, monkeypatch):
+    monkeypatch.setattr(kernels, "has_bf16_product", lambda: False)
+    test_forward_and_backward(torch.bfloat16, chunk_tokens, 300)
+
+
+@pytest.mark.parametrize(("m", "k", "n"), [(13, 66, 100), (130, 4100, 65), (1, 2, 1), (64, 2048, 64)])
+def test_bf16_products_have_fp32_results(m, k, n):
+    if not kernels.has_bf16_product():
+        pytest.skip("this CPU does not multiply bf16 (avx512_bf16), or there is no compiled library")
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(size, k, generator=generator).bfloat16() for size in (m, n))
+    wanted = a.double() @ b.double().t()
+    out = torch.full((m, n), torch.nan)
+    kernels.bf16_product(a, b, out, b_is_transposed=True)
+    torch.testing.assert_close(out.double(), wanted, rtol=1e-5, atol=1e-5 * k**0.5)
+    # rows of a larger matrix, and added to what is there
+    wide = torch.zeros(k, n + 3, dtype=torch.bfloat16)
+    wide[:, :n] = b.t()
+    kernels.bf16_product(a, wide[:, :n], out, add=True)
+    torch.testing.assert_close(out.double(), 2 * wanted, rtol=1e-5, atol=2e-5 * k**0.5)
+
+
 def test_it_is_token_log_probs_of_the_product():
     h, w, targets = make()
     by_logits = token_log_probs(h @ w.t(), targets, return_entropy=True)
@@ -90,8 +113,9 @@ def test_ignored_tokens_are_left_out_of_the_products():
     assert not none.log_probs.any() and none.log_probs.shape == (13,)
 
 
-def test_no_tokens():
-    h, w, _ = make(tokens=0)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_no_tokens(dtype):
+    h, w, _ = make(tokens=0, dtype=dtype)
     h, w = h.requires_grad_(), w.requires_grad_()
     linear_token_log_probs(h, w, torch.empty(0, dtype=torch.int64)).log_probs.sum().backward()
     assert h.grad.shape == (0, 64) and not w.grad.any()
@@ -115,6 +139,31 @@ def test_one_gradient_alone(used):
     wanted = (h if used == "hidden" else w).requires_grad_()
     linear_token_log_probs(h, w, targets).log_probs.sum().backward()
     assert wanted.grad.any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_it_goes_through_torch_compile(dtype):
+    h, w, targets = make(dtype=dtype)
+
+    def loss_of(h, w):
+        result = linear_token_log_probs(h, w, targets, return_entropy=True, vocabulary_block=300, skip_ignored=False)
+        return (result.log_probs + result.entropy).sum()
+
+    losses, gradients = [], []
+    for function in (loss_of, torch.compile(loss_of, backend="aot_eager", fullgraph=True)):
+        factors = [x.clone().requires_grad_() for x in (h, w)]
+        losses.append(function(*factors))
+        losses[-1].backward()
+        gradients.append([x.grad for x in factors])
+    torch.testing.assert_close(losses[1], losses[0], rtol=1e-6, atol=0)
+    torch.testing.assert_close(gradients[1], gradients[0])
+
+
+def test_products_pass_opcheck():
+    if not kernels.has_bf16_product():
+        pytest.skip("this CPU does not multiply bf16 (avx512_bf16), or there is no compiled library")
+    a, b = torch.randn(3, 4).bfloat16(), torch.randn(4, 5).bfloat16()
+    torch.library.opcheck(torch.ops.octo.bf16_product.default, (a, b, False, True, torch.zeros(3, 5)))
 
 
 def test_gradcheck():

@@ -15,6 +15,10 @@ Outputs = tuple[torch.Tensor, torch.Tensor | None]
 """(tokens,) log-probs, and the entropy where the competitor has one."""
 
 
+MEAN = " *"
+"""Ends the name of one that gives the mean loss alone, expanded to the tokens."""
+
+
 @dataclass(frozen=True)
 class Competitor:
     """One way to log-probs."""
@@ -34,26 +38,24 @@ def for_logits(device: torch.device) -> list[Competitor]:
     if (utils := _openrlhf_utils()) is not None:
         found.append(Competitor("OpenRLHF", _openrlhf(utils)))
     if device.type == "cuda" and (flash := _attribute("flash_attn.ops.triton.cross_entropy", "cross_entropy_loss")):
-        found.append(Competitor("flash-attn (loss)", lambda x, t: (-flash(x.float(), t)[0], None)))
+        found.append(Competitor("flash-attn", lambda x, t: (-flash(x.float(), t)[0], None)))
     return found
 
 
 def for_linear(device: torch.device) -> list[Competitor]:
     """Those that take hidden states (tokens, hidden), a weight (vocabulary, hidden) and targets (tokens,)."""
-    found = [Competitor("octo", _octo_linear, is_ours=True), Competitor("torch GEMM, log_softmax", _torch_linear)]
+    found = [Competitor("octo", _octo_linear, is_ours=True), Competitor("GEMM, log_softmax", _torch_linear)]
     if (utils := _openrlhf_utils()) is not None:
         by_logits = _openrlhf(utils)
         found.append(Competitor("GEMM, OpenRLHF", lambda h, w, t: by_logits(h @ w.t(), t)))
     if hasattr(torch.nn.functional, "linear_cross_entropy"):
-        found.append(Competitor("torch linear CE (mean loss)", _torch_linear_cross_entropy))
+        found.append(Competitor(f"torch linear CE{MEAN}", _torch_linear_cross_entropy))
     if device.type == "cuda":
         if cut := _attribute("cut_cross_entropy", "linear_cross_entropy"):
-            found.append(
-                Competitor("cut-cross-entropy (loss)", lambda h, w, t: (-cut(h, w, t, reduction="none"), None))
-            )
+            found.append(Competitor("cut-cross-entropy", lambda h, w, t: (-cut(h, w, t, reduction="none"), None)))
         liger = _attribute("liger_kernel.transformers.functional", "liger_fused_linear_cross_entropy")
         if liger:
-            found.append(Competitor("Liger (mean loss)", lambda h, w, t: (-liger(h, w, t).expand(len(t)), None)))
+            found.append(Competitor(f"Liger{MEAN}", lambda h, w, t: ((-liger(h, w, t)).expand(len(t)), None)))
     return found
 
 
@@ -83,7 +85,7 @@ def _torch_linear(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Ten
 
 def _torch_linear_cross_entropy(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> Outputs:
     loss = torch.nn.functional.linear_cross_entropy(hidden, weight, targets)
-    return -loss.expand(len(targets)), None
+    return (-loss).expand(len(targets)), None
 
 
 def _openrlhf(utils: Any) -> Callable[..., Outputs]:

@@ -1,5 +1,7 @@
 """Time, peak extra memory and error of one competitor."""
 
+import contextlib
+import ctypes
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -26,6 +28,8 @@ class Measured:
     """Forward and backward; medians."""
     extra_bytes: int
     """Peak over forward and backward, beyond what was there before: gradients included."""
+    scratch_bytes: int
+    """The same without the gradients of the inputs, which every competitor has to hand out."""
     log_prob_error: float
     """Largest absolute difference to fp64."""
     entropy_error: float | None
@@ -55,6 +59,7 @@ def measure(
     both: dict[str, list[float]] = {c.name: [] for c in competitors}
     extra, errors = {}, {}
     inputs = make()
+    gradients = sum(x.nbytes for x in inputs if x.requires_grad)
     exact = reference(*inputs)
     del inputs
     for c in competitors:  # compiles, fills caches, and is measured for memory and error
@@ -82,6 +87,7 @@ def measure(
             1e3 * statistics.median(forward[c.name]),
             1e3 * statistics.median(both[c.name]),
             extra[c.name],
+            max(0, extra[c.name] - gradients),
             *errors[c.name],
         )
         for c in competitors
@@ -120,11 +126,18 @@ def peak_extra_bytes(work: Callable[[], object]) -> int:
         work()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
+    # what was freed and is kept for later would take what comes now, and not be seen
+    _give_back_freed_memory()
     # the kernel's own mark of the most that was ever resident, set back to now (Documentation/filesystems/proc.rst)
     Path("/proc/self/clear_refs").write_text("5")
     before = _status("VmRSS")
     work()
     return max(0, _status("VmHWM") - before)
+
+
+def _give_back_freed_memory() -> None:
+    with contextlib.suppress(AttributeError, OSError):  # glibc's
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _status(field: str) -> int:

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from megatron_octo.errors import OperatorError
 from megatron_octo.ops import kernels
-from megatron_octo.ops.bench.competitors import for_linear, for_logits
+from megatron_octo.ops.bench.competitors import MEAN, for_linear, for_logits
 from megatron_octo.ops.bench.measure import Measured, measure, read_bandwidth
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -98,8 +98,9 @@ def _print(case: Case, measured: list[Measured], result: dict[str, Any], console
     size = f"{case.tokens} x {case.vocabulary:,}" + (f", hidden {case.hidden}" if case.form == "linear" else "")
     title = f"{case.form}, {size}, {case.dtype}: {result['device']}"
     table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+    table.padding = (0, 1, 0, 0)  # eight columns are to fit into 80 characters
     table.add_column("", no_wrap=True)
-    for column in ("forward", "both, ms", "x octo", "MB", "error", "entropy's"):
+    for column in ("fwd, ms", "both", "x octo", "MB", "scratch", "error", "H error"):
         table.add_column(column, justify="right", no_wrap=True)
     ours = next(m for m in measured if m.is_ours)
     for m in measured:
@@ -109,10 +110,15 @@ def _print(case: Case, measured: list[Measured], result: dict[str, Any], console
             f"{m.both_ms:.1f}" if m.both_ms >= 10 else f"{m.both_ms:.3f}",
             f"{m.both_ms / ours.both_ms:.2f}",
             f"{m.extra_bytes / 1e6:,.0f}",
+            f"{m.scratch_bytes / 1e6:,.0f}",
             f"{m.log_prob_error:.1e}",
             "-" if m.entropy_error is None else f"{m.entropy_error:.1e}",
         )
     console.print(table)
+    note = (
+        "MB: peak memory beyond the inputs; scratch: without their gradients; error: of log-prob and entropy, to fp64"
+    )
+    console.print(note + ("; * gives the mean loss alone" if any(m.name.endswith(MEAN) for m in measured) else ""))
     if case.form == "logits":
         read = case.tokens * case.vocabulary * DTYPES[case.dtype].itemsize
         share = read / (1e-3 * ours.forward_ms) / result["read_bandwidth"]
