@@ -1,4 +1,4 @@
-"""Problems that never enter training text, for measuring what a run has learned."""
+"""Problems that never enter training text: for measuring what a run has learned, and for RL to practise on."""
 
 import json
 from pathlib import Path
@@ -15,6 +15,8 @@ TERMS = 3
 _SHORT_LIMIT = 256
 LIMIT = 50_000
 """Most problems that may be held out: a small part of the two-digit ones."""
+PRACTICE_LIMIT = 800
+"""Most that may be kept for practice: of 1,899 sums of three one-digit terms, text needs the larger part."""
 
 
 def heldout_problems(recipe: Recipe) -> list[Problem]:
@@ -34,7 +36,7 @@ def heldout_problems(recipe: Recipe) -> list[Problem]:
     stream = core_problems(f"heldout/{recipe.data.heldout_seed}", TERMS, TERMS)
     while len(chosen) < count:
         problem = next(stream)
-        is_short = len(problem.question) == 2 * TERMS - 1
+        is_short = _is_short(problem)
         if problem.question in chosen or (is_short and short == _SHORT_LIMIT):
             continue
         short += is_short
@@ -42,10 +44,37 @@ def heldout_problems(recipe: Recipe) -> list[Problem]:
     return list(chosen.values())
 
 
+def practice_problems(recipe: Recipe) -> list[Problem]:
+    """The problems kept for RL: different sums of three one-digit terms, none of them among the held-out ones.
+
+    They are kept out of text as those are.
+
+    Raises:
+        DataError: more than PRACTICE_LIMIT are asked for.
+    """
+    count = recipe.data.practice_problems
+    if count > PRACTICE_LIMIT:
+        raise DataError(f"data.practice_problems = {count}: at most {PRACTICE_LIMIT} can be kept; lower it")
+    held = {problem.question for problem in heldout_problems(recipe)}
+    chosen: dict[str, Problem] = {}
+    stream = core_problems(f"practice/{recipe.data.heldout_seed}", TERMS, TERMS)
+    while len(chosen) < count:
+        problem = next(stream)
+        if _is_short(problem) and problem.question not in held:
+            chosen[problem.question] = problem
+    return list(chosen.values())
+
+
+def _is_short(problem: Problem) -> bool:
+    return len(problem.question) == 2 * TERMS - 1
+
+
 def heldout_settings(recipe: Recipe) -> dict[str, int]:
-    """What decides the held-out problems, for settings digests."""
+    """What decides the problems that are kept out of text, for settings digests."""
     data = recipe.data
-    return {"problems": data.heldout_problems, "seed": data.heldout_seed, "version": CORPUS_VERSION}
+    settings = {"problems": data.heldout_problems, "seed": data.heldout_seed, "version": CORPUS_VERSION}
+    # left out where there are none, so that what was prepared before there could be any is still good
+    return settings | ({"practice": data.practice_problems} if data.practice_problems else {})
 
 
 def write_heldout(problems: list[Problem], path: Path) -> None:

@@ -9,7 +9,7 @@ from rich.table import Table
 from megatron_octo.data.bad_rows import BadRows
 from megatron_octo.data.decontaminate import read_protected
 from megatron_octo.data.executors import check_executor
-from megatron_octo.data.heldout import heldout_problems, write_heldout
+from megatron_octo.data.heldout import heldout_problems, practice_problems, write_heldout
 from megatron_octo.data.inputs import Inputs, find_inputs
 from megatron_octo.data.manifest import SourceManifest, TokenizerRecord, read_manifest
 from megatron_octo.data.ngrams import NGramIndex
@@ -97,7 +97,7 @@ def _common(
         end_of_document=end,
         end_of_document_id=tokenizer.convert_tokens_to_ids(end),
     )
-    heldout = tuple(problem.question for problem in problems)
+    heldout = tuple(problem.question for problem in [*problems, *practice_problems(recipe)])
     file = run.tokenizer / "tokenizer.json"
     return Common(file, record, index, heldout, workers, executor, options, console)
 

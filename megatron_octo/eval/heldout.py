@@ -80,49 +80,57 @@ def answer_heldout(recipe: Recipe, run: RunFolder, stages: list[str], console: C
 
 
 def answer_reinforced(recipe: Recipe, run: RunFolder, stage: str, console: Console) -> dict[str, Any]:
-    """Let a stage's model after RL answer all held-out problems; `rl/<stage>/heldout.json`, before and after.
+    """Let a stage's export and its model after RL answer all held-out problems; `rl/<stage>/heldout.json`.
+
+    Both are asked in the template of the recipe's `rl` section: it is what RL trains, and a model that has only been
+    mid-trained may know another one better.
 
     Raises:
         CheckpointError: RL from the stage is not done.
         DataError: the run has no held-out problems.
         RuntimeSetupError: vLLM is not installed, or failed.
     """
-    folder, model = run.reinforced(stage), run.reinforced(stage) / "last"
-    if not (model / "config.json").is_file():
-        raise CheckpointError(f"{model}: RL from {stage} is not done; run `octo rl {recipe.name} {stage}` first")
-    answer_heldout(recipe, run, [stage], console)
-    before = json.loads((run.evaluation(stage) / "heldout.json").read_text())
-    problems = read_heldout(run.heldout)
-    of = {"model_sha256": _weights_digest(model), "problems_sha256": sha256_of(run.heldout)}
+    assert recipe.rl is not None
+    folder = run.reinforced(stage)
+    models = {"before": run.exported(stage), "after": folder / "last"}
+    if not (models["after"] / "config.json").is_file():
+        raise CheckpointError(
+            f"{models['after']}: RL from {stage} is not done; run `octo rl {recipe.name} {stage}` first"
+        )
+    problems, template = read_heldout(run.heldout), recipe.rl.prompt_template
+    of = {
+        "models_sha256": {when: _weights_digest(model) for when, model in models.items()},
+        "problems_sha256": sha256_of(run.heldout),
+        "template": template,
+    }
     path = folder / "heldout.json"
     known: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-    if {key: known.get(key) for key in of} == of and known["accuracy_before"] == before["accuracy"]:
-        console.print(f"{stage} after RL: {known['accuracy_after']:.1%}, answered already; skipped", highlight=False)
+    if {key: known.get(key) for key in of} == of:
+        console.print(f"{_reinforced_score(stage, known)}, answered already; skipped", highlight=False)
         return known
-    with console.status(f"{stage} after RL: vLLM answers {len(problems)} held-out problems"):
-        completions = generate(model, [problem["prompt"] for problem in problems], MAX_TOKENS)
-    answers = [
-        Answer(problem["question"], completion.text, problem["answer"])
-        for problem, completion in zip(problems, completions, strict=True)
-    ]
-    right = sum(answer.is_right for answer in answers)
-    rows = [
-        {"question": a.question, "response": a.response, "expected": a.expected, "right": a.is_right} for a in answers
-    ]
+    prompts = [template.format(prompt=problem["question"]) for problem in problems]
+    rows, accuracy = [], {}
+    for when, model in models.items():
+        with console.status(f"{stage} {when} RL: vLLM answers {len(problems)} held-out problems"):
+            completions = generate(model, prompts, MAX_TOKENS)
+        answers = [
+            Answer(problem["question"], completion.text, problem["answer"])
+            for problem, completion in zip(problems, completions, strict=True)
+        ]
+        accuracy[f"accuracy_{when}"] = sum(answer.is_right for answer in answers) / len(answers)
+        rows += [_row(answer) | {"when": when} for answer in answers]
     write_text_atomically(folder / "heldout.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-    result = {
-        "accuracy_before": before["accuracy"],
-        "accuracy_after": right / len(answers),
-        "problems": len(answers),
-        **of,
-    }
+    result = {**accuracy, "problems": len(problems), **of}
     write_json_atomically(path, result)
-    console.print(
-        f"[bold]{escape(stage)}[/bold] after RL: {right} of {len(answers)} held-out problems right, "
-        f"{result['accuracy_after']:.1%} (before: {before['accuracy']:.1%})",
-        highlight=False,
-    )
+    console.print(_reinforced_score(stage, result), highlight=False)
     return result
+
+
+def _reinforced_score(stage: str, result: dict[str, Any]) -> str:
+    return (
+        f"{stage} after RL: {result['accuracy_after']:.1%} of {result['problems']} held-out problems right "
+        f"(before: {result['accuracy_before']:.1%}) in the template {result['template']!r}"
+    )
 
 
 def _weights_digest(model: Path) -> str:
@@ -133,12 +141,18 @@ def _score(result: dict[str, Any]) -> str:
     return f"{result['right']} of {result['problems']} held-out problems right, {100 * result['accuracy']:.1f}%"
 
 
+def _row(answer: Answer) -> dict[str, Any]:
+    return {
+        "question": answer.question,
+        "response": answer.response,
+        "expected": answer.expected,
+        "right": answer.is_right,
+    }
+
+
 def _write(run: RunFolder, stage: str, answers: list[Answer], of: dict[str, Any]) -> dict[str, Any]:
     folder = run.evaluation(stage)
-    rows = [
-        {"question": a.question, "response": a.response, "expected": a.expected, "right": a.is_right} for a in answers
-    ]
-    write_text_atomically(folder / "heldout.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    write_text_atomically(folder / "heldout.jsonl", "".join(json.dumps(_row(a)) + "\n" for a in answers))
     right = sum(answer.is_right for answer in answers)
     result = {"accuracy": right / len(answers), "problems": len(answers), "right": right, **of}
     write_json_atomically(folder / "heldout.json", result)

@@ -137,3 +137,6 @@ class DataSection(Section):
     heldout_problems: NonNegativeInt = 0
     """Built-in problems that never enter training text, written to data/heldout/problems.jsonl."""
     heldout_seed: NonNegativeInt = 1_000_003
+    practice_problems: NonNegativeInt = 0
+    """Sums and differences of three one-digit terms that are kept out of training text too, so that RL has problems
+    which no text holds: without this the text of a few million tokens holds nearly all of them."""

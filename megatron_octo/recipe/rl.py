@@ -42,7 +42,10 @@ class PromptFile(Section):
 
 
 class BuiltinPrompts(Section):
-    """Sums and differences made by reasoning-gym: none stands in the prepared text, or among the held-out problems."""
+    """Sums and differences made by reasoning-gym: none stands in the prepared text, or among the held-out problems.
+
+    Where text holds nearly all of a kind, `data.practice_problems` keeps some out of it.
+    """
 
     kind: Literal["builtin"]
     count: PositiveInt

@@ -20,7 +20,7 @@ from megatron_octo.runtime.run_folder import RunFolder
 _SPACE = re.compile(r"\s+")
 _TERM = re.compile(r"\d+")
 _SHOWN = 4
-_PATIENCE = 50
+_PATIENCE = 200
 """Problems looked at for one that is wanted."""
 
 
@@ -98,7 +98,8 @@ def _builtin(settings: BuiltinPrompts, recipe: Recipe, run: RunFolder, seed: int
             return list(prompts.values())
     raise DataError(
         f"rl prompts: {settings.count} built-in problems of {settings.min_terms} to {settings.max_terms} terms are "
-        f"asked for, and {len(prompts)} that no text holds were found; lower the count, or allow more terms or digits"
+        f"asked for, and {len(prompts)} that no text holds were found; lower the count, allow more terms "
+        "or digits, or keep some out of the text (data.practice_problems)"
     )
 
 

@@ -9,7 +9,13 @@ import sys
 import pytest
 
 from megatron_octo.data.corpora import CORPORA, expressions_in, make_corpus
-from megatron_octo.data.heldout import heldout_problems, read_heldout, write_heldout
+from megatron_octo.data.heldout import (
+    heldout_problems,
+    heldout_settings,
+    practice_problems,
+    read_heldout,
+    write_heldout,
+)
 from megatron_octo.errors import DataError
 from megatron_octo.recipe import load_recipe
 
@@ -114,6 +120,23 @@ def test_heldout_problems_are_different_sums_of_three_terms(tmp_path):
     rows = read_heldout(path)
     assert rows[0]["prompt"] == f"Question:{rows[0]['question']}\nAnswer:"
     assert [row["answer"] for row in rows] == [p.answer for p in problems]
+
+
+def test_practice_problems_are_short_and_apart_from_the_heldout_ones():
+    recipe = load_recipe("tiny", ["data.practice_problems=800", "data.heldout_problems=1000"])
+    practice = {p.question for p in practice_problems(recipe)}
+    assert len(practice) == 800 and all(re.fullmatch(r"\d[+-]\d[+-]\d", question) for question in practice)
+    assert practice.isdisjoint(p.question for p in heldout_problems(recipe))
+    assert practice_problems(load_recipe("tiny", ["data.practice_problems=0"])) == []
+    with pytest.raises(DataError, match=r"practice_problems = 801: at most 800 can be kept; lower it"):
+        practice_problems(load_recipe("tiny", ["data.practice_problems=801"]))
+
+
+def test_recipes_without_practice_problems_keep_their_settings_digest():
+    """What they prepared before the key was there is still theirs."""
+    settings = heldout_settings(load_recipe("tiny", ["data.practice_problems=0"]))
+    assert settings == {"problems": 256, "seed": 1_000_003, "version": 1}
+    assert heldout_settings(load_recipe("tiny"))["practice"] == 512
 
 
 def test_expressions_are_found_whole_and_however_spaced():

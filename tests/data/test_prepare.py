@@ -13,10 +13,13 @@ from megatron.core.datasets.indexed_dataset import IndexedDataset
 from tokenizers import Tokenizer
 
 from megatron_octo.data import pieces
+from megatron_octo.data.corpora import expressions_in, make_corpus
+from megatron_octo.data.heldout import practice_problems
 from megatron_octo.data.manifest import read_manifest, verify_manifest
 from megatron_octo.data.settings import current_manifest
 from megatron_octo.errors import DataError
 from megatron_octo.recipe import load_recipe
+from megatron_octo.rl.prompts import trained_expressions
 from tests.data.helpers import jsonl, left_behind, read_documents, read_texts, recipe_of, run_prepare, write_rows
 from tests.data.test_tokenizer import bpe
 
@@ -220,6 +223,11 @@ def test_builtin_sources_are_made_twice_the_same(tmp_path):
         assert read_manifest(one.source(name)) == read_manifest(two.source(name))
         assert read_manifest(one.source(name)).train.documents == 400 - 64
     assert all(f"Question:{q}\n" not in t for t in read_texts(one.source("qa"), "train") for q in held)
+    # nor those that RL is to practise on, which the same text would hold if they were not kept out
+    practice = {problem.question for problem in practice_problems(recipe)}
+    assert len(practice) == 512 and practice.isdisjoint(trained_expressions(recipe, one))
+    text = "\n".join(make_corpus("qa", 400, recipe.data.sources["qa"].seed, held))
+    assert len(practice & set(expressions_in(text))) > 10
 
 
 def test_a_vocabulary_beyond_16_bits(tmp_path, texts):
