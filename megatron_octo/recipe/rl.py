@@ -155,6 +155,9 @@ class RlSection(Section):
     keep: PositiveInt = 3
     fused_log_probs: bool = True
     """The actor's log-probs and entropy by our operator; false: by OpenRLHF's own code."""
+    check_sync: bool = False
+    """Compare vLLM's weights with the trainer's after each sync, bit for bit; a difference ends the run. Costs a pass
+    over the weights on both sides at every step."""
     gpus: PositiveInt = 1
     """For the actor; as many again for the critic."""
     engines: PositiveInt = 1

@@ -64,7 +64,7 @@ def options_of(
         "ckpt.output_dir": str(folder / "last"),
         "ckpt.save_steps": rl.save_every,
         "ckpt.max_num": rl.keep,
-        "ckpt.save_hf": True,
+        "ckpt.save_hf": validation is not None,  # for the best model; the last one is saved anyway
         "ckpt.load_enable": True,
         "logger.tensorboard_dir": str(folder / "tensorboard"),
     }

@@ -27,14 +27,25 @@ def install() -> None:
     from megatron_octo.rl.trainer import install_trainer_hooks
 
     install_trainer_hooks()
+    if session.rl.check_sync:
+        from megatron_octo.rl.sync_check import install_on_trainer
+
+        install_on_trainer()
 
 
 def vllm_plugin() -> None:
     """Entry point `vllm.general_plugins`: vLLM calls it in each of its processes, whoever started them."""
     import torch
 
-    if Session.from_environment() is not None and not torch.cuda.is_available():
+    session = Session.from_environment()
+    if session is None:
+        return
+    if not torch.cuda.is_available():
         from megatron_octo.rl.cpu import install_rl_on_cpu, keep_vllm_weights
 
         install_rl_on_cpu()
         keep_vllm_weights()
+    if session.rl.check_sync:
+        from megatron_octo.rl.sync_check import install_on_engine
+
+        install_on_engine()

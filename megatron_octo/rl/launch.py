@@ -2,10 +2,7 @@
 
 import json
 import os
-import shutil
-import signal
 import subprocess
-import sys
 import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,7 +15,9 @@ from megatron_octo.errors import CheckpointError, RecipeError, RuntimeSetupError
 from megatron_octo.recipe import Recipe
 from megatron_octo.recipe.rl import RlSection
 from megatron_octo.rl.arguments import command_line, gpus_of, options_of
+from megatron_octo.rl.driver import alone_in, running
 from megatron_octo.rl.prompts import Prompt, prompt_rows, read_prompts, shared_with, short_enough
+from megatron_octo.rl.saved import drop_unfinished, publish_best
 from megatron_octo.rl.session import Session
 from megatron_octo.runtime.files import sha256_of_json, write_json_atomically, write_text_atomically
 from megatron_octo.runtime.records import read_lines
@@ -27,7 +26,7 @@ from megatron_octo.runtime.run_folder import RunFolder
 _NEEDED = ("openrlhf", "ray", "deepspeed", "math-verify")
 _POLL_SECONDS = 0.5
 RESULT = "result.json"
-_MAY_CHANGE = {"alarm", "save_every", "keep", "ray_address", "validate_every", "test_sets"}
+_MAY_CHANGE = {"alarm", "save_every", "keep", "ray_address", "validate_every", "test_sets", "check_sync"}
 """Keys that change nothing of what is learned: a run goes on under others."""
 
 
@@ -70,32 +69,36 @@ def train_rl(recipe: Recipe, run: RunFolder, stage: str, console: Console) -> Pa
     }
     files = {"prompts.jsonl": prompt_rows(prompts, rl.prompt_template, "prompts")}
     if rl.validation is not None:
-        validation = short_enough(read_prompts(rl.validation, recipe, run, rl.seed + 1), rl, model)
+        practised = {prompt.problem for prompt in prompts}
+        validation = short_enough(read_prompts(rl.validation, recipe, run, rl.seed + 1, practised), rl, model)
         files["validation.jsonl"] = prompt_rows(validation, rl.prompt_template, "validation")
     done = folder / RESULT
     digest = sha256_of_json(of | {"files": files})
     if done.is_file() and json.loads(done.read_text())["settings_sha256"] == digest:
         console.print(f"{stage}: RL is done already ({done}); skipped", highlight=False)
         return folder / "last"
-    _same_run(folder, digest)
-    for name, count in shared.items():
-        console.print(f"{count} of {len(prompts)} prompts stand in {name}, too", highlight=False)
-    for name, text in files.items():
-        write_text_atomically(folder / name, text)
-    _drop_unfinished(folder / "checkpoints")
-    done.unlink(missing_ok=True)
-    start = time.monotonic()
-    _run(Session(rl=rl, folder=folder), command_line(options), slots, steps, stage, console)
-    records = read_lines(folder / "metrics.jsonl")
-    result = {
-        "settings_sha256": digest,
-        "steps": records[-1]["step"] if records else 0,
-        "mean_response_length": records[-1]["response_length"] if records else None,
-        "wall_seconds": time.monotonic() - start,
-        "prompts": len(prompts),
-        "prompts_in_test_sets": shared,
-    }
-    write_json_atomically(done, result)
+    with alone_in(folder) as lock:
+        _same_run(folder, digest)
+        for name, count in shared.items():
+            console.print(f"{count} of {len(prompts)} prompts stand in {name}, too", highlight=False)
+        for name, text in files.items():
+            write_text_atomically(folder / name, text)
+        drop_unfinished(folder / "checkpoints")
+        done.unlink(missing_ok=True)
+        start = time.monotonic()
+        session = Session(rl=rl, folder=folder)
+        _run(session, command_line(options), slots, steps, stage, lock, console)
+        records = read_lines(folder / "metrics.jsonl")
+        result = {
+            "settings_sha256": digest,
+            "steps": records[-1]["step"] if records else 0,
+            "mean_response_length": records[-1]["response_length"] if records else None,
+            "wall_seconds": time.monotonic() - start,
+            "prompts": len(prompts),
+            "prompts_in_test_sets": shared,
+            "best": publish_best(folder, session.validation),
+        }
+        write_json_atomically(done, result)
     return folder / "last"
 
 
@@ -139,6 +142,11 @@ def _check_numbers(rl: RlSection, prompts: list[Prompt]) -> int:
             f"rl.micro_batch_size = {rl.micro_batch_size}: a mini-batch of {rl.mini_batch_prompts} prompts x "
             f"{rl.samples_per_prompt} samples cannot be made of it on {rl.gpus} GPUs; give a divisor"
         )
+    if rl.check_sync and (rl.engine_gpus > 1 or rl.openrlhf.get("ds.zero_stage") == 3):
+        raise RecipeError(
+            "rl.check_sync: compares whole tensors, and with rl.engine_gpus above 1 or ds.zero_stage 3 a process holds "
+            "parts of them; leave it out there"
+        )
     return rl.episodes * (len(prompts) // rl.prompts_per_step)
 
 
@@ -175,41 +183,14 @@ def _same_run(folder: Path, digest: str) -> None:
     write_json_atomically(path, {"settings_sha256": digest})
 
 
-def _drop_unfinished(checkpoints: Path) -> None:
-    """Remove a first checkpoint that was never finished: DeepSpeed writes `latest` last, and loads nothing without.
-
-    Where `latest` names a folder that is gone (the best of before, which makes room for a better one), the newest of
-    those that are there takes its place.
-    """
-    for folder in (checkpoints / "_actor", checkpoints / "_critic"):
-        latest = folder / "latest"
-        if not folder.is_dir() or (latest.is_file() and (folder / latest.read_text().strip()).is_dir()):
-            continue
-        whole = [path for path in folder.glob("global_step*") if path.is_dir()] if latest.is_file() else []
-        if whole:
-            newest = max(whole, key=lambda path: int(path.name.removeprefix("global_step")))
-            write_text_atomically(latest, newest.name)
-        else:
-            shutil.rmtree(folder)
-
-
-def _run(session: Session, words: list[str], slots: int, steps: int, stage: str, console: Console) -> None:
+def _run(session: Session, words: list[str], slots: int, steps: int, stage: str, lock: int, console: Console) -> None:
     log = session.folder / "log.txt"
     environment = os.environ | session.to_environment() | {"OCTO_RL_SLOTS": str(slots)}
     environment.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
     environment.setdefault("VLLM_NO_USAGE_STATS", "1")
     environment.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    command = [sys.executable, "-m", "megatron_octo.rl.entry", *words]
-    with open(log, "a", encoding="utf-8") as output:
-        process = subprocess.Popen(
-            command, stdout=output, stderr=subprocess.STDOUT, env=environment, start_new_session=True
-        )
-        try:
-            _watch(process, session, steps, stage, console)
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGTERM)
-                process.wait(60)
+    with running(words, log, environment, lock) as process:
+        _watch(process, session, steps, stage, console)
     if process.returncode:
         said = "\n".join(log.read_text(errors="replace").strip().splitlines()[-15:])
         raise RuntimeSetupError(

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -32,14 +32,19 @@ class Prompt:
     answer: str
 
 
-def read_prompts(settings: PromptFile | BuiltinPrompts, recipe: Recipe, run: RunFolder, seed: int) -> list[Prompt]:
+def read_prompts(
+    settings: PromptFile | BuiltinPrompts, recipe: Recipe, run: RunFolder, seed: int, without: Collection[str] = ()
+) -> list[Prompt]:
     """The problems that settings name.
+
+    Args:
+        without: problems that built-in ones are not to be: those that are practised, where these are for validation.
 
     Raises:
         DataError: no file, rows without the named keys, or answers that nothing can be compared with; with where.
     """
     if isinstance(settings, BuiltinPrompts):
-        return _builtin(settings, recipe, run, seed)
+        return _builtin(settings, recipe, run, seed, without)
     path = Path(settings.path)
     prompts, bad = [], []
     for number, row in _rows_with(path, settings.prompt_key, settings.answer_key, named_by="prompt_key and answer_key"):
@@ -86,8 +91,10 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _builtin(settings: BuiltinPrompts, recipe: Recipe, run: RunFolder, seed: int) -> list[Prompt]:
-    known = {problem.question for problem in heldout_problems(recipe)} | trained_expressions(recipe, run)
+def _builtin(
+    settings: BuiltinPrompts, recipe: Recipe, run: RunFolder, seed: int, without: Collection[str]
+) -> list[Prompt]:
+    known = {problem.question for problem in heldout_problems(recipe)} | trained_expressions(recipe, run) | set(without)
     prompts: dict[str, Prompt] = {}
     stream = core_problems(f"rl/{seed}", settings.min_terms, settings.max_terms)
     for problem in islice(stream, settings.count * _PATIENCE):

@@ -9,6 +9,7 @@ import time
 from typing import Any
 
 from megatron_octo.errors import TrainingHalted
+from megatron_octo.rl.saved import drop_copies
 from megatron_octo.rl.session import Session
 from megatron_octo.rl.watch import Alarm, append, rollout_numbers, trainer_numbers
 from megatron_octo.runtime.records import keep_lines_until
@@ -128,6 +129,7 @@ class _State:
 
     def around_save(self, original: Any, *args: Any, **kwargs: Any) -> Any:
         result = original(*args, **kwargs)
+        drop_copies(self.session.folder / "checkpoints")
         if self.halted is not None:
             raise TrainingHalted(self.halted)
         return result

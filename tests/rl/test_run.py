@@ -2,35 +2,20 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import time
-from importlib.util import find_spec
 
-import pytest
-
+from tests.rl.runs import WIDER, needs_rl, processes_of
 from tests.support import MINI, lines, octo
 
-pytestmark = pytest.mark.skipif(
-    any(find_spec(name) is None for name in ("openrlhf", "ray", "deepspeed", "vllm")), reason="no OpenRLHF, Ray or vLLM"
-)
-WIDER = ["-s", "model.architecture.head_dim=32", "-s", "train.learning_rate=1e-2"]
+pytestmark = needs_rl
 RL = (
     "rl={prompts: {kind: builtin, count: 12}, prompts_per_step: 4, samples_per_prompt: 2, mini_batch_prompts: 4, "
     "micro_batch_size: 8, max_prompt_tokens: 24, learning_rate: 1e-4, save_every: 1, "
     "response_tokens: [{from_step: 0, tokens: 8}, {from_step: 2, tokens: 16}]}"
 )
-
-
-@pytest.fixture(scope="module")
-def exported(prepared, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("rl")
-    shutil.copytree(prepared / "runs", folder / "runs")
-    octo("train", str(MINI), "stable", *WIDER, cwd=folder)
-    octo("export", str(MINI), "stable", *WIDER, cwd=folder)
-    return folder
 
 
 def refused(folder, *settings, stage="stable", rl=RL):
@@ -67,8 +52,11 @@ def test_a_run_that_is_ended_goes_on_at_its_step(exported):
         while not (folder / "checkpoints/_actor/latest").is_file() and process.poll() is None:
             assert time.monotonic() < end, log.read_text()
             time.sleep(0.2)
-        process.send_signal(signal.SIGINT)
+        second = octo("rl", str(MINI), "stable", *WIDER, "-s", RL, cwd=exported, check=False)
+        assert second.returncode == 2 and "another `octo rl`" in second.stderr and processes_of(folder)
+        process.send_signal(signal.SIGTERM)  # as SLURM does
         process.wait(120)
+    assert processes_of(folder) == []
     assert not (folder / "result.json").exists(), log.read_text()
     before = lines(folder / "metrics.jsonl")
     assert 1 <= len(before) <= 2, log.read_text()
@@ -88,7 +76,7 @@ def test_a_run_that_is_ended_goes_on_at_its_step(exported):
     assert "after RL" in told.stdout
     again = octo("rl", str(MINI), "stable", *WIDER, "-s", RL, cwd=exported, timeout=500)
     assert "RL is done already" in again.stdout and "after RL: " in again.stdout
-    assert again.stdout.count("answered already; skipped") == 2
+    assert again.stdout.count("answered already; skipped") == 1
     prompts = (folder / "prompts.jsonl").read_text()
     changed = octo(
         "rl",
