@@ -40,6 +40,13 @@ def test_refusals_come_before_ray(exported, tmp_path):
     assert "max_prompt" in refused(exported, "-s", "rl.max_promt_tokens=24")
 
 
+def wait_for(path, process, log):
+    end = time.monotonic() + 400
+    while not path.is_file():
+        assert process.poll() is None and time.monotonic() < end, log.read_text()
+        time.sleep(0.2)
+
+
 def test_a_run_that_is_ended_goes_on_at_its_step(exported):
     """And the length schedule with it."""
     folder = exported / "runs/mini/rl/stable"
@@ -48,12 +55,11 @@ def test_a_run_that_is_ended_goes_on_at_its_step(exported):
     log = exported / "first.txt"
     with open(log, "w") as output:
         process = subprocess.Popen(words, cwd=exported, env=environment, stdout=output, stderr=subprocess.STDOUT)
-        end = time.monotonic() + 400
-        while not (folder / "checkpoints/_actor/latest").is_file() and process.poll() is None:
-            assert time.monotonic() < end, log.read_text()
-            time.sleep(0.2)
+        wait_for(folder / "log.txt", process, log)
         second = octo("rl", str(MINI), "stable", *WIDER, "-s", RL, cwd=exported, check=False)
-        assert second.returncode == 2 and "another `octo rl`" in second.stderr and processes_of(folder)
+        assert second.returncode == 2 and "another `octo rl`" in second.stderr
+        wait_for(folder / "checkpoints/_actor/latest", process, log)
+        assert processes_of(folder)
         process.send_signal(signal.SIGTERM)  # as SLURM does
         process.wait(120)
     assert processes_of(folder) == []
