@@ -106,7 +106,7 @@ def answer_reinforced(recipe: Recipe, run: RunFolder, stage: str, console: Conso
     path = folder / "heldout.json"
     known: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
     if {key: known.get(key) for key in of} == of:
-        console.print(f"{_reinforced_score(stage, known)}, answered already; skipped", highlight=False)
+        console.print(f"{_reinforced_score(stage, known)}, answered already; skipped", highlight=False, soft_wrap=True)
         return known
     prompts = [template.format(prompt=problem["question"]) for problem in problems]
     rows, accuracy = [], {}
@@ -122,7 +122,7 @@ def answer_reinforced(recipe: Recipe, run: RunFolder, stage: str, console: Conso
     write_text_atomically(folder / "heldout.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     result = {**accuracy, "problems": len(problems), **of}
     write_json_atomically(path, result)
-    console.print(_reinforced_score(stage, result), highlight=False)
+    console.print(_reinforced_score(stage, result), highlight=False, soft_wrap=True)
     return result
 
 
