@@ -1,0 +1,69 @@
+#!/usr/bin/env bash
+# RL on a SLURM cluster: Ray on every node of the job, `octo rl` on the first. From a stage that is exported:
+#
+#   .venv/bin/octo export octothinker-3b decay-hybrid
+#   sbatch --nodes=2 examples/rl.sh octothinker-3b decay-hybrid -s rl.gpus=8 -s rl.engines=8
+#
+# GPUs are rl.gpus for the actor (as many for a critic, and for a reference where there is a KL term) and rl.engines x
+# rl.engine_gpus for vLLM. More arguments go to `octo rl` (-s key=value). Ten minutes before the time limit SLURM sends
+# SIGUSR1: the run is ended and the job put back in the queue; it goes on from the last checkpoint (rl.save_every).
+#SBATCH --job-name=octo-rl
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node=8
+#SBATCH --cpus-per-task=96
+#SBATCH --time=24:00:00
+#SBATCH --signal=B:USR1@600
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=slurm-%x-%j.out
+set -euo pipefail
+[ $# -ge 2 ] || { echo "usage: sbatch [--nodes=N ...] examples/rl.sh RECIPE STAGE [-s key=value ...]" >&2; exit 2; }
+recipe=$1 stage=$2
+shift 2
+cd "${OCTO_HOME:-$SLURM_SUBMIT_DIR}"
+export OCTO_RUNS=${OCTO_RUNS:-$PWD/runs}
+
+mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
+head=${nodes[0]}
+address=$(srun --nodes=1 --ntasks=1 --nodelist="$head" hostname --ip-address | awk '{print $1}')
+port=$((20000 + SLURM_JOB_ID % 20000))
+# GPUs that Ray may hand out on a node: those SLURM gave, or OCTO_RAY_GPUS where Ray is to take slots for GPUs (no CUDA)
+resources=(--num-cpus="${SLURM_CPUS_PER_TASK:-16}" ${OCTO_RAY_GPUS:+--num-gpus="$OCTO_RAY_GPUS"})
+ray=(.venv/bin/ray start --block --include-dashboard=false "${resources[@]}")
+
+pids=()
+trap 'kill "${pids[@]}" 2>/dev/null || true; wait' EXIT
+srun --overlap --nodes=1 --ntasks=1 --nodelist="$head" "${ray[@]}" --head --node-ip-address="$address" --port="$port" &
+pids+=($!)
+if [ ${#nodes[@]} -gt 1 ]; then
+  others=$(IFS=,; echo "${nodes[*]:1}")
+  sleep 10
+  srun --overlap --nodes=$((${#nodes[@]} - 1)) --ntasks-per-node=1 --nodelist="$others" \
+    "${ray[@]}" --address="$address:$port" &
+  pids+=($!)
+fi
+count_nodes="import ray; ray.init('$address:$port', log_to_driver=False, logging_level='ERROR')
+print('nodes', sum(node['Alive'] for node in ray.nodes()))"
+joined=
+for _ in $(seq 30); do
+  joined=$(.venv/bin/python -W ignore -c "$count_nodes" 2>/dev/null | awk '$1 == "nodes" {print $2}' || true)
+  [ "${joined:-0}" -ge ${#nodes[@]} ] && break
+  sleep 2
+done
+[ "${joined:-0}" -ge ${#nodes[@]} ] || { echo "rl.sh: ${joined:-0} of ${#nodes[@]} nodes joined Ray at $address:$port; see above" >&2; exit 1; }
+
+asked_to_stop=
+trap 'asked_to_stop=1; kill -TERM "$run" 2>/dev/null || true' USR1
+srun --overlap --nodes=1 --ntasks=1 --nodelist="$head" \
+  .venv/bin/octo rl "$recipe" "$stage" -s rl.ray_address="$address:$port" "$@" &
+run=$!
+status=0
+wait "$run" || status=$?
+if [ -n "$asked_to_stop" ]; then # the first wait ended with the signal
+  wait "$run" || true
+  if [ ! -f "$OCTO_RUNS/$recipe/rl/$stage/result.json" ]; then
+    scontrol requeue "$SLURM_JOB_ID"
+  fi
+  status=0
+fi
+exit "$status"
