@@ -25,7 +25,7 @@ ROOT = Path(__file__).parent
 OLDEST_TORCH = "0x020b000000000000"  # 2.11
 CPU_SOURCES = ("cpu", "product")
 SOURCES = [*(f"csrc/{name}.cpp" for name in CPU_SOURCES), "csrc/cuda.cu"]
-MAJORS = (80, 90, 100, 120)  # code for one runs on all of its major version
+OLDEST_MAJOR = 8
 
 
 class BuildOps(build_ext):
@@ -48,8 +48,11 @@ class BuildOps(build_ext):
         objects, linker = [self._compile_cpu(compiler, work, name) for name in CPU_SOURCES], [compiler]
         nvcc = self._nvcc()
         if nvcc is not None:
-            objects.append(self._compile_cuda(nvcc, work))
-            linker = [nvcc, "-cudart", "static"]  # it knows where its libraries are
+            try:
+                objects.append(self._compile_cuda(nvcc, work))
+                linker = [nvcc, "-cudart", "static"]  # it knows where its libraries are
+            except subprocess.CalledProcessError as error:
+                print(f"megatron_octo: operators built for the CPU alone, {nvcc} failed: {error}", file=sys.stderr)
         beside = target.with_suffix(".partial")
         # -ltorch brings libtorch_cuda along where there is one: without it CUDA's weak symbols stay null
         libraries = [f"-L{self.torch / 'lib'}", *link("--no-as-needed"), "-ltorch", "-ltorch_cpu", *link("--as-needed")]
@@ -77,7 +80,7 @@ class BuildOps(build_ext):
     def _compile_cuda(self, nvcc, work):
         listed = subprocess.run([nvcc, "--list-gpu-code"], capture_output=True, text=True, check=True).stdout
         asked = os.environ.get("OCTO_CUDA_ARCHS")
-        archs = asked.split(",") if asked else [str(arch) for arch in MAJORS if f"sm_{arch}\n" in listed]
+        archs = asked.split(",") if asked else majors_of(listed)
         codes = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
         codes.append(f"-gencode=arch=compute_{archs[-1]},code=compute_{archs[-1]}")  # and for what comes after
         flags = ["-O3", "-DUSE_CUDA", "-Xcompiler", "-fPIC,-fvisibility=hidden", "--threads", "2"]
@@ -89,6 +92,14 @@ class BuildOps(build_ext):
             return None
         found = shutil.which("nvcc", path=os.pathsep.join([os.environ.get("PATH", ""), "/usr/local/cuda/bin"]))
         return Path(found).resolve() if found else None
+
+
+def majors_of(listed):
+    """The lowest architecture of each major version from 8 on: code for one runs on all of its major."""
+    lowest = {}
+    for arch in sorted(int(line.removeprefix("sm_")) for line in listed.split() if line.removeprefix("sm_").isdigit()):
+        lowest.setdefault(arch // 10, arch)
+    return [str(arch) for major, arch in lowest.items() if major >= OLDEST_MAJOR]
 
 
 def link(*options):

@@ -30,11 +30,19 @@ class Completion:
     token_ids: tuple[int, ...]
 
 
-def generate(model: Path, prompts: Sequence[str], max_tokens: int) -> list[Completion]:
-    """What a model says after each prompt, greedily, up to its end of text or `max_tokens`.
+def generate(
+    model: Path,
+    prompts: Sequence[str],
+    max_tokens: int,
+    *,
+    special_tokens: bool = True,
+    stop: Sequence[str] = (),
+) -> list[Completion]:
+    """What a model says after each prompt, greedily, up to its end of text, a text of `stop`, or `max_tokens`.
 
     Args:
         model: a folder that an export made.
+        special_tokens: begin with the token that the tokenizer begins texts with, if it has one.
 
     Raises:
         RuntimeSetupError: vLLM is not installed, or failed; with what it said last.
@@ -43,7 +51,16 @@ def generate(model: Path, prompts: Sequence[str], max_tokens: int) -> list[Compl
         raise RuntimeSetupError("vLLM is not installed; run `bash tools/install.sh`")
     with tempfile.TemporaryDirectory(prefix="octo-generate-") as work:
         asked, answered, log = (Path(work) / name for name in ("prompts.json", "responses.json", "log"))
-        asked.write_text(json.dumps({"prompts": list(prompts), "max_tokens": max_tokens}))
+        asked.write_text(
+            json.dumps(
+                {
+                    "prompts": list(prompts),
+                    "max_tokens": max_tokens,
+                    "special_tokens": special_tokens,
+                    "stop": list(stop),
+                }
+            )
+        )
         command = [sys.executable, "-m", "megatron_octo.eval.generate", str(model), str(asked), str(answered)]
         with open(log, "w") as output:
             done = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, check=False)
@@ -83,9 +100,12 @@ def main() -> None:
 
     asked = json.loads(options.prompts.read_text())
     tokenizer = AutoTokenizer.from_pretrained(str(options.model))
-    tokens = [tokenizer(prompt)["input_ids"] for prompt in asked["prompts"]]
+    special = asked["special_tokens"]
+    tokens = [tokenizer(prompt, add_special_tokens=special)["input_ids"] for prompt in asked["prompts"]]
     engine = LLM(**_settings(options.model, max(map(len, tokens)), asked["max_tokens"]))
-    greedy = SamplingParams(temperature=0.0, max_tokens=asked["max_tokens"])
+    greedy = SamplingParams(
+        temperature=0.0, max_tokens=asked["max_tokens"], stop=asked["stop"], include_stop_str_in_output=True
+    )
     outputs = engine.generate([{"prompt_token_ids": ids} for ids in tokens], greedy, use_tqdm=False)
     write_text_atomically(
         options.responses, json.dumps([[o.outputs[0].text, list(o.outputs[0].token_ids)] for o in outputs])

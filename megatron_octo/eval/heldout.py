@@ -109,10 +109,11 @@ def answer_reinforced(recipe: Recipe, run: RunFolder, stage: str, console: Conso
         console.print(f"{_reinforced_score(stage, known)}, answered already; skipped", highlight=False, soft_wrap=True)
         return known
     prompts = [template.format(prompt=problem["question"]) for problem in problems]
-    rows, accuracy = [], {}
+    rows, accuracy, limit = [], {}, max(MAX_TOKENS, recipe.rl.longest_response)
     for when, model in models.items():
         with console.status(f"{stage} {when} RL: vLLM answers {len(problems)} held-out problems"):
-            completions = generate(model, prompts, MAX_TOKENS)
+            # as RL asks: the same tokens, and the same ends
+            completions = generate(model, prompts, limit, special_tokens=False, stop=recipe.rl.stop)
         answers = [
             Answer(problem["question"], completion.text, problem["answer"])
             for problem, completion in zip(problems, completions, strict=True)

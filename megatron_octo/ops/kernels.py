@@ -93,7 +93,7 @@ def has_cuda_kernels() -> bool:
 @torch.compiler.assume_constant_result
 def has_bf16_product() -> bool:
     """Whether this CPU multiplies bf16 in hardware, and the library can have fp32 results of it (csrc/product.cpp)."""
-    return _has_bf16_product()
+    return bool(torch.backends.mkldnn.enabled) and _has_bf16_product()
 
 
 @cache
@@ -121,6 +121,7 @@ def bf16_product(
         out: (m, n) fp32.
     """
     torch.ops.octo.bf16_product(a, b, b_is_transposed, add, out)
+    _was_written(out)
 
 
 def token_stats(
@@ -154,8 +155,15 @@ def token_grad(
     arguments = (targets_T, inverse_temperature_T, rows_6T, columns, first, ignore_index, out_TV)
     if is_compiled_for(logits_TV):
         torch.ops.octo.token_grad(_rows_contiguous(logits_TV), *arguments)
+        _was_written(out_TV)
     else:
         plain.token_grad(logits_TV, *arguments)
+
+
+def _was_written(out: torch.Tensor) -> None:
+    """Tell autograd, which an operator of the stable ABI does not: what needs the old values must not get these."""
+    if not torch.compiler.is_compiling():
+        torch.autograd.graph.increment_version(out)
 
 
 def _rows_contiguous(logits_TV: torch.Tensor) -> torch.Tensor:

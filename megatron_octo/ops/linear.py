@@ -126,6 +126,7 @@ class _Products:
         self.by_kernel = (
             hidden_TH.device.type == "cpu"
             and hidden_TH.dtype == torch.bfloat16
+            and hidden_TH.size(1) > 0
             and hidden_TH.size(1) % 2 == 0
             and kernels.has_bf16_product()
         )
@@ -160,7 +161,7 @@ class _Products:
             total.addmm_(a, b)
         elif not self.by_kernel:
             total.add_(torch.mm(a, b, out_dtype=self.dtype))
-        elif a.size(1) % 2 == 0:
+        elif a.size(1) % 64 == 0:  # oneDNN compiles for every new depth and keeps it: not for those of odd last chunks
             kernels.bf16_product(_rows_contiguous(a), b, total, add=True)
         else:
             total.addmm_(a.to(self.dtype), b.to(self.dtype))
@@ -182,22 +183,28 @@ class _LinearTokenLogProbs(torch.autograd.Function):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         tokens = hidden_TH.size(0)
         products = _Products(hidden_TH, min(tokens, work.chunk_tokens) * min(work.columns, work.vocabulary_block))
-        nothing_41 = torch.tensor([-torch.inf, 0.0, 0.0, -torch.inf], dtype=products.dtype, device=hidden_TH.device)
-        stats_4T = nothing_41[:, None].repeat(1, tokens)
+        nothing_4T = torch.zeros(4, tokens, dtype=products.dtype, device=hidden_TH.device)
+        nothing_4T[0].fill_(-torch.inf)
+        nothing_4T[3].fill_(-torch.inf)
+        stats_of_blocks = [nothing_4T]
         for block in work.blocks():
             weight_BH = products.factor(weight_VH[block])
+            stats_of_chunks = []
             for rows in work.chunks(tokens):
                 tile_CB = products.logits(rows, weight_BH)
-                part_4C = kernels.token_stats(
-                    tile_CB,
-                    targets_T[rows],
-                    scale_T[rows],
-                    tile_CB.size(1),
-                    work.first + block.start,
-                    work.ignore_index,
-                    work.with_entropy,
+                stats_of_chunks.append(
+                    kernels.token_stats(
+                        tile_CB,
+                        targets_T[rows],
+                        scale_T[rows],
+                        tile_CB.size(1),
+                        work.first + block.start,
+                        work.ignore_index,
+                        work.with_entropy,
+                    )
                 )
-                stats_4T[:, rows] = joined(torch.stack([stats_4T[:, rows], part_4C]))
+            stats_of_blocks.append(torch.cat(stats_of_chunks, dim=1) if stats_of_chunks else nothing_4T)
+        stats_4T = joined(torch.stack(stats_of_blocks))
         if work.shard is not None:
             stats_4T = join_stats(stats_4T, work.shard.group)
         log_probs_T, log_sum_exp_T, entropy_T, log_sum_T = results_of(stats_4T, targets_T == work.ignore_index)

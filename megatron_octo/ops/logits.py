@@ -34,12 +34,15 @@ def token_log_probs(
         return_entropy: the entropy of the temperature-scaled distribution.
         ignore_index: tokens with this target give 0 everywhere, and no gradient.
         shard: this rank's columns, where the vocabulary is split over a group.
-        in_place_backward: write the gradient over the logits, which saves its memory. Nothing may read them afterwards.
+        in_place_backward: write the gradient over the logits, which saves its memory. Nothing may read them afterwards;
+            autograd refuses where it would itself.
 
     Raises:
-        OperatorError: shapes, dtypes or a temperature that do not fit.
+        OperatorError: shapes, dtypes, a temperature or strides that do not fit.
     """
     _check(logits_TV, targets_T)
+    if in_place_backward:
+        _check_rows(logits_TV)
     scale_T = inverse_temperature(temperature, logits_TV)
     columns, first = (shard.size, shard.first) if shard is not None else (logits_TV.size(1), 0)
     if columns > logits_TV.size(1):
@@ -95,6 +98,15 @@ def _check(logits_TV: torch.Tensor, targets_T: torch.Tensor) -> None:
             f"logits of shape {list(logits_TV.shape)}, {logits_TV.dtype}: give (tokens, vocabulary), floating"
         )
     check_targets(targets_T, logits_TV)
+
+
+def _check_rows(logits_TV: torch.Tensor) -> None:
+    tokens, stored = logits_TV.shape
+    if (stored > 1 and logits_TV.stride(1) != 1) or (tokens > 1 and logits_TV.stride(0) < stored):
+        raise OperatorError(
+            f"in_place_backward with strides {list(logits_TV.stride())}: the gradient needs rows that are contiguous "
+            "and do not overlap; give logits_TV.contiguous(), or leave in_place_backward out"
+        )
 
 
 def check_targets(targets_T: torch.Tensor, like_TX: torch.Tensor) -> None:

@@ -135,12 +135,21 @@ class RlSection(Section):
     prompts_per_step: PositiveInt = 128  # [A]
     samples_per_prompt: PositiveInt = 16  # [A]
     mini_batch_prompts: PositiveInt = 64  # [A] "PPO mini-batch 64"
-    """Of one optimizer step, in prompts, as verl counts them: each comes with all its samples."""
+    """Of one optimizer step, in prompts' worth of samples, as verl counts them; OpenRLHF shuffles single samples."""
     micro_batch_size: PositiveInt = 8
     """Sequences a GPU at a time, forward and backward."""
     temperature: PositiveFloat = 1.0  # [A]
     learning_rate: PositiveFloat = 1e-6  # [A]
-    learning_rate_shape: str = "constant"  # [C] the paper names one rate and no shape
+    learning_rate_shape: Literal[
+        "constant",
+        "constant_with_warmup",
+        "linear",
+        "cosine",
+        "cosine_with_min_lr",
+        "cosine_with_restarts",
+        "polynomial",
+        "inverse_sqrt",
+    ] = "constant"  # [C] the paper names one rate and no shape
     warmup: NonNegativeFloat = 0.0  # [C] share of the steps
     critic_learning_rate: PositiveFloat = 9e-6  # [O]
     kl_coefficient: NonNegativeFloat = 0.0  # [A]
@@ -152,7 +161,8 @@ class RlSection(Section):
     alarm: LengthAlarm = LengthAlarm()
     validate_every: PositiveInt = 4  # [A]
     save_every: PositiveInt = 20
-    keep: PositiveInt = 3
+    keep: int = Field(default=3, ge=2)
+    """Checkpoints. OpenRLHF deletes one before it writes the next, so with one there would be moments with none."""
     fused_log_probs: bool = True
     """The actor's log-probs and entropy by our operator; false: by OpenRLHF's own code."""
     check_sync: bool = False
@@ -167,6 +177,16 @@ class RlSection(Section):
     """An existing cluster (`auto`, or host:port); None: one of its own on this machine."""
     openrlhf: dict[str, bool | int | float | str | list[float] | list[str]] = Field(default={})
     """Options of OpenRLHF that have no name here, e.g. `actor.max_norm: 0.5`."""
+
+    @model_validator(mode="after")
+    def _can_compare(self) -> "RlSection":
+        by_group = ("rloo", "reinforce_baseline", "group_norm", "dr_grpo")
+        if self.algorithm in by_group and self.samples_per_prompt == 1:
+            raise ValueError(
+                f"samples_per_prompt = 1: {self.algorithm} compares samples of one prompt; give 2 or more, or take "
+                "gae or reinforce"
+            )
+        return self
 
     @field_validator("template")
     @classmethod

@@ -1,4 +1,4 @@
-"""What RL did, on one page: reward and accuracy, response length, entropy and mismatch, over rollout steps."""
+"""What RL did, on one page: accuracy, response length, entropy and mismatch, over rollout steps."""
 
 import json
 from collections.abc import Callable

@@ -16,8 +16,8 @@ from transformers.utils.generic import ModelOutput
 from megatron_octo.errors import RuntimeSetupError
 from megatron_octo.ops import linear_token_log_probs
 from megatron_octo.ops.logits import IGNORE_INDEX
+from megatron_octo.rl.arguments import OPENRLHF
 
-KNOWN_VERSION = "0.11.2"
 _KNOWN_FORWARD = (
     "self", "sequences", "action_mask", "attention_mask", "return_output", "allgather_logits", "return_logprobs",
     "ring_attn_group", "packed_seq_lens", "return_entropy", "mm_inputs",
@@ -46,10 +46,10 @@ def install_fused_actor() -> None:
         return
     found = version("openrlhf")
     parameters = tuple(inspect.signature(Actor.forward).parameters)
-    if found != KNOWN_VERSION or parameters != _KNOWN_FORWARD:
+    if found != OPENRLHF or parameters != _KNOWN_FORWARD:
         raise RuntimeSetupError(
-            f"OpenRLHF {found} has Actor.forward({', '.join(parameters)}); the fused log-probs know {KNOWN_VERSION}'s. "
-            f"Install openrlhf=={KNOWN_VERSION}, or set rl.fused_log_probs to false"
+            f"OpenRLHF {found} has Actor.forward({', '.join(parameters)}); the fused log-probs know {OPENRLHF}'s. "
+            f"Install openrlhf=={OPENRLHF}, or set rl.fused_log_probs to false"
         )
     original = Actor.forward
 

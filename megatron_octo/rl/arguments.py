@@ -7,12 +7,17 @@ from typing import Any
 from megatron_octo.errors import RecipeError
 from megatron_octo.recipe.rl import RlSection
 
+OPENRLHF = "0.11.2"
+"""The version whose options and classes are known here."""
 AGENT = Path(__file__).with_name("agent.py")
 VALIDATION_SCORE = "eval_validation_pass1"
 """OpenRLHF's name of the validation score: rows say `datasource: validation`."""
 
 
-_OURS = {"critic.model_name_or_path", "train.async_enable", "reward.remote_url", "eval.dataset"}
+_OURS = {
+    "critic.model_name_or_path", "train.async_enable", "reward.remote_url", "eval.dataset", "ckpt.disable_ds",
+    "actor.num_nodes", "critic.num_nodes", "ref.num_nodes",
+}  # fmt: skip
 """Options that change what is run, beside those that a section always sets."""
 _FREE = {"vllm.gpu_memory_utilization", "vllm.enforce_eager", "ds.attn_implementation", "actor.entropy_coef"}
 """Options that we only suggest."""
@@ -35,7 +40,7 @@ def options_of(
         "actor.model_name_or_path": str(model),
         "actor.num_gpus_per_node": rl.gpus,
         "actor.adam.lr": rl.learning_rate,
-        "actor.lr_scheduler": rl.learning_rate_shape,
+        "actor.lr_scheduler": _shape(rl),
         "actor.lr_warmup_ratio": rl.warmup,
         "actor.eps_clip": rl.clip,
         "actor.entropy_coef": 0.0,  # logged, no bonus
@@ -75,6 +80,8 @@ def options_of(
             "critic.model_name_or_path": str(model),
             "critic.num_gpus_per_node": rl.gpus,
             "critic.adam.lr": rl.critic_learning_rate,
+            "critic.lr_scheduler": _shape(rl),
+            "critic.lr_warmup_ratio": rl.warmup,
         }
     if validation is not None:
         options |= {
@@ -99,6 +106,12 @@ def options_of(
     return options | rl.openrlhf
 
 
+def _shape(rl: RlSection) -> str:
+    """transformers' `constant` leaves the warm-up out without a word."""
+    has_warmup = rl.learning_rate_shape == "constant" and rl.warmup > 0
+    return "constant_with_warmup" if has_warmup else rl.learning_rate_shape
+
+
 def command_line(options: Mapping[str, Any]) -> list[str]:
     """Options as OpenRLHF's parser takes them: a flag where the value is true, nothing where it is false."""
     words: list[str] = []
@@ -113,7 +126,13 @@ def command_line(options: Mapping[str, Any]) -> list[str]:
 
 def gpus_of(rl: RlSection, options: Mapping[str, Any]) -> int:
     """GPUs that a run takes from Ray."""
+    engines = rl.engines * rl.engine_gpus
     if options.get("train.colocate_all"):
+        if rl.gpus != engines:
+            raise RecipeError(
+                f"rl.openrlhf.train.colocate_all: rl.gpus = {rl.gpus} must equal rl.engines x rl.engine_gpus, which is "
+                f"{engines}"
+            )
         return rl.gpus
-    groups = 1 + ("critic.model_name_or_path" in options) + (rl.kl_coefficient > 0)
-    return groups * rl.gpus + rl.engines * rl.engine_gpus
+    has_reference = rl.kl_coefficient > 0 and not options.get("train.colocate_actor_ref")
+    return (1 + ("critic.model_name_or_path" in options) + has_reference) * rl.gpus + engines

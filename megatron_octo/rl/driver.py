@@ -72,6 +72,7 @@ def _exit(number: int, frame: FrameType | None) -> NoReturn:
 def _end(process: "subprocess.Popen[bytes]") -> None:
     if process.poll() is not None:
         return
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one would leave it half taken down
     os.killpg(process.pid, signal.SIGTERM)
     try:
         process.wait(_ENDING_SECONDS)

@@ -11,13 +11,13 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from megatron_octo.errors import CheckpointError, RecipeError, RuntimeSetupError
+from megatron_octo.errors import CheckpointError, DataError, RecipeError, RuntimeSetupError, TrainingHalted
 from megatron_octo.recipe import Recipe
 from megatron_octo.recipe.rl import RlSection
-from megatron_octo.rl.arguments import command_line, gpus_of, options_of
+from megatron_octo.rl.arguments import OPENRLHF, command_line, gpus_of, options_of
 from megatron_octo.rl.driver import alone_in, running
-from megatron_octo.rl.prompts import Prompt, prompt_rows, read_prompts, shared_with, short_enough
-from megatron_octo.rl.saved import drop_unfinished, publish_best
+from megatron_octo.rl.prompts import Prompt, count_shared, prompt_rows, read_prompts, shared_with, short_enough
+from megatron_octo.rl.saved import publish_best, settle
 from megatron_octo.rl.session import Session
 from megatron_octo.runtime.files import sha256_of_json, write_json_atomically, write_text_atomically
 from megatron_octo.runtime.records import read_lines
@@ -26,7 +26,10 @@ from megatron_octo.runtime.run_folder import RunFolder
 _NEEDED = ("openrlhf", "ray", "deepspeed", "math-verify")
 _POLL_SECONDS = 0.5
 RESULT = "result.json"
-_MAY_CHANGE = {"alarm", "save_every", "keep", "ray_address", "validate_every", "test_sets", "check_sync"}
+_MAY_CHANGE = {
+    "alarm", "save_every", "keep", "ray_address", "validate_every", "test_sets", "check_sync", "micro_batch_size",
+    "engines", "engine_gpus", "fused_log_probs",
+}  # fmt: skip
 """Keys that change nothing of what is learned: a run goes on under others."""
 
 
@@ -61,8 +64,6 @@ def train_rl(recipe: Recipe, run: RunFolder, stage: str, console: Console) -> Pa
         folder=folder,
         on_cpu=on_cpu,
     )
-    slots = gpus_of(rl, options)
-    _check_gpus(rl, slots, on_cpu)
     of = {
         "rl": rl.model_dump(mode="json", exclude=_MAY_CHANGE),
         "export": json.loads((model / "octo_export.json").read_text())["checkpoint_manifest_sha256"],
@@ -71,19 +72,26 @@ def train_rl(recipe: Recipe, run: RunFolder, stage: str, console: Console) -> Pa
     if rl.validation is not None:
         practised = {prompt.problem for prompt in prompts}
         validation = short_enough(read_prompts(rl.validation, recipe, run, rl.seed + 1, practised), rl, model)
+        if overlap := count_shared(validation, practised):
+            raise DataError(
+                f"rl.validation: {overlap} of its {len(validation)} problems are among rl.prompts, so the best model "
+                "would be chosen by what it practised; take them out of one"
+            )
         files["validation.jsonl"] = prompt_rows(validation, rl.prompt_template, "validation")
     done = folder / RESULT
     digest = sha256_of_json(of | {"files": files})
     if done.is_file() and json.loads(done.read_text())["settings_sha256"] == digest:
         console.print(f"{stage}: RL is done already ({done}); skipped", highlight=False)
         return folder / "last"
+    slots = gpus_of(rl, options)
+    _check_gpus(rl, slots, on_cpu)
     with alone_in(folder) as lock:
         _same_run(folder, digest)
         for name, count in shared.items():
             console.print(f"{count} of {len(prompts)} prompts stand in {name}, too", highlight=False)
         for name, text in files.items():
             write_text_atomically(folder / name, text)
-        drop_unfinished(folder / "checkpoints")
+        settle(folder / "checkpoints", with_critic=rl.algorithm == "gae")
         done.unlink(missing_ok=True)
         start = time.monotonic()
         session = Session(rl=rl, folder=folder)
@@ -109,6 +117,7 @@ def _section(recipe: Recipe) -> RlSection:
 
 
 def _check_packages() -> None:
+    """What the hooks replace is OpenRLHF's own, so its version must be the one they know."""
     missing = []
     for package in _NEEDED:
         try:
@@ -117,6 +126,11 @@ def _check_packages() -> None:
             missing.append(package)
     if missing:
         raise RuntimeSetupError(f"RL needs {', '.join(missing)}, not installed here; run `bash tools/install.sh`")
+    if (found := version("openrlhf")) != OPENRLHF:
+        raise RuntimeSetupError(
+            f"OpenRLHF {found} is installed, and octo hooks into {OPENRLHF} alone; run `pip install --no-deps "
+            f"openrlhf=={OPENRLHF}`"
+        )
 
 
 def _on_cpu() -> bool:
@@ -151,15 +165,21 @@ def _check_numbers(rl: RlSection, prompts: list[Prompt]) -> int:
 
 
 def _check_gpus(rl: RlSection, slots: int, on_cpu: bool) -> None:
-    if on_cpu:
-        return
+    if rl.ray_address is None and on_cpu:
+        return  # Ray is told of as many slots as are needed
     import ray
     import torch
 
     if rl.ray_address is None:
         there = torch.cuda.device_count()
     else:
-        ray.init(address=rl.ray_address, log_to_driver=False)
+        try:
+            ray.init(address=rl.ray_address, log_to_driver=False, logging_level="ERROR")
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise RuntimeSetupError(
+                f"rl.ray_address = {rl.ray_address}: no Ray cluster answers there ({error}); start one with `ray start "
+                "--head`, or leave the key out"
+            ) from None
         there = int(ray.cluster_resources().get("GPU", 0))
         ray.shutdown()
     if slots > there:
@@ -192,6 +212,12 @@ def _run(session: Session, words: list[str], slots: int, steps: int, stage: str,
     with running(words, log, environment, lock) as process:
         _watch(process, session, steps, stage, console)
     if process.returncode:
+        records = read_lines(session.metrics)
+        if session.rl.alarm.stop and records and "alarm" in records[-1]:
+            raise TrainingHalted(
+                f"{stage}: stopped at step {records[-1]['step']}: {records[-1]['alarm']}; its checkpoint is kept: look "
+                f"at {session.folder}, and go on with -s rl.alarm.stop=false"
+            )
         said = "\n".join(log.read_text(errors="replace").strip().splitlines()[-15:])
         raise RuntimeSetupError(
             f"{stage}: OpenRLHF ended with status {process.returncode}; all of it is in {log}:\n{said}"
@@ -217,7 +243,12 @@ def _watch(process: "subprocess.Popen[bytes]", session: Session, steps: int, sta
 
 
 def _line(record: dict[str, Any]) -> str:
+    alarm = f"  ALARM: {record['alarm']}" if "alarm" in record else ""
     return (
-        f"reward {record['reward']:.3f}  right {100 * record['accuracy']:.1f}%  "
-        f"length {record['response_length']:.0f}  cut {100 * record['truncated_share']:.0f}%"
+        alarm.strip()
+        + "  " * bool(alarm)
+        + (
+            f"reward {record['reward']:.3f}  right {100 * record['accuracy']:.1f}%  "
+            f"length {record['response_length']:.0f}  cut {100 * record['truncated_share']:.0f}%"
+        )
     )

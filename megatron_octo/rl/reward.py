@@ -35,7 +35,7 @@ def same_text(answer: str, gold: str) -> bool:
 
 
 def _plain(text: str) -> str:
-    text = _SPACES.sub("", text)
+    text = _SPACES.sub("", " ".join(text.split()))  # one space: between two digits it stays
     for spelling, plain in _SPELLINGS:
         text = text.replace(spelling, plain)
     return text.rstrip(".")

@@ -1,7 +1,8 @@
-"""What OpenRLHF leaves on disk: which checkpoint a run goes on from, which Hugging Face copies stay, the best model.
+"""What OpenRLHF leaves on disk: which checkpoint a run goes on from, which copies stay, the best model.
 
-Its checkpoints are `checkpoints/_actor/<tag>` (and `_critic`), as Hugging Face `checkpoints/<tag>_hf`;
-tags are `global_step<N>`, and `best_global_step<N>` for the best by the validation score.
+Its checkpoints are `checkpoints/_actor/<tag>` (and `_critic`), with a copy for Hugging Face in `checkpoints/<tag>_hf`;
+tags are `global_step<N>`, and `best_global_step<N>` for the best by the validation score. It writes them one after
+another, and says nowhere that all are there; `whole/<tag>` says so, written by the trainer when a save has returned.
 """
 
 import json
@@ -11,33 +12,50 @@ from typing import Any
 
 from megatron_octo.runtime.files import sync_tree, write_text_atomically
 
-_HF = "_hf"
-_BEST = "best_global_step"
+_HF, _BEST, _STEP = "_hf", "best_", "global_step"
+_GROUPS = ("_actor", "_critic")
 
 
-def drop_unfinished(checkpoints: Path) -> None:
-    """Remove a first checkpoint that was never finished: DeepSpeed writes `latest` last, and loads nothing without.
+def mark_whole(checkpoints: Path) -> None:
+    """Say of every checkpoint there that it is whole; called when no save is under way. Drop what goes with none.
 
-    Where `latest` names a folder that is gone (the best of before, which makes room for a better one), the newest of
-    those that are there takes its place.
+    OpenRLHF clears old checkpoints, and leaves their copies for Hugging Face.
     """
-    for folder in (checkpoints / "_actor", checkpoints / "_critic"):
-        latest = folder / "latest"
-        if not folder.is_dir() or (latest.is_file() and (folder / latest.read_text().strip()).is_dir()):
-            continue
-        whole = [path for path in folder.glob("global_step*") if path.is_dir()] if latest.is_file() else []
-        if whole:
-            newest = max(whole, key=lambda path: int(path.name.removeprefix("global_step")))
-            write_text_atomically(latest, newest.name)
-        else:
-            shutil.rmtree(folder)
+    if not (checkpoints / "_actor").is_dir():
+        return
+    tags = _tags(checkpoints / "_actor")
+    whole = checkpoints / "whole"
+    whole.mkdir(exist_ok=True)
+    for tag in tags:
+        if not (whole / tag).is_file():
+            write_text_atomically(whole / tag, "")
+    _drop_all_but(tags, checkpoints)
 
 
-def drop_copies(checkpoints: Path) -> None:
-    """Remove the Hugging Face copies of checkpoints that OpenRLHF has removed: it clears none of them itself."""
-    for copy in checkpoints.glob(f"*{_HF}"):
-        if not (checkpoints / "_actor" / copy.name.removesuffix(_HF)).is_dir():
-            shutil.rmtree(copy)
+def settle(checkpoints: Path, with_critic: bool) -> int | None:
+    """Make OpenRLHF go on from the newest whole checkpoint, the actor and the critic from the same.
+
+    What a kill left half-written is removed, and what was written beside it.
+
+    Returns:
+        Its step; None where there is none, and the run starts anew.
+    """
+    groups = [checkpoints / name for name in (_GROUPS if with_critic else _GROUPS[:1])]
+    whole = {path.name for path in (checkpoints / "whole").glob(f"*{_STEP}*")}
+    for group in groups:
+        whole &= _tags(group)
+    _drop_all_but(whole, checkpoints)
+    for group in (checkpoints / name for name in _GROUPS):
+        for tag in _tags(group) - whole:
+            shutil.rmtree(group / tag)
+        if group.is_dir() and not whole:
+            shutil.rmtree(group)
+    if not whole:
+        return None
+    newest = max(whole, key=lambda tag: (_step(tag), tag.startswith(_STEP)))
+    for group in groups:
+        write_text_atomically(group / "latest", newest)
+    return _step(newest)
 
 
 def publish_best(folder: Path, scores: Path) -> dict[str, Any] | None:
@@ -47,18 +65,32 @@ def publish_best(folder: Path, scores: Path) -> dict[str, Any] | None:
         Its step and score; None where no validation was made.
     """
     checkpoints = folder / "checkpoints"
-    found = [
-        path for path in checkpoints.glob(f"{_BEST}*{_HF}")
-        if (checkpoints / "_actor" / path.name.removesuffix(_HF)).is_dir()
-    ]  # fmt: skip
-    if not found:
+    tags = [path.name for path in (checkpoints / "whole").glob(f"{_BEST}*")]
+    if not tags:
         return None
-    step, path = max((int(path.name.removeprefix(_BEST).removesuffix(_HF)), path) for path in found)
+    tag = max(tags, key=_step)
     partial, best = folder / ".best.partial", folder / "best"
     shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(path, partial)
+    shutil.copytree(checkpoints / f"{tag}{_HF}", partial)
     sync_tree(partial)
     shutil.rmtree(best, ignore_errors=True)
     partial.rename(best)
     by_step = {score["step"]: score["accuracy"] for score in map(json.loads, scores.read_text().splitlines())}
-    return {"step": step, "accuracy": by_step.get(step)}
+    return {"step": _step(tag), "accuracy": by_step.get(_step(tag))}
+
+
+def _tags(group: Path) -> set[str]:
+    return {path.name for path in group.glob(f"*{_STEP}*") if path.is_dir()}
+
+
+def _step(tag: str) -> int:
+    return int(tag.rpartition(_STEP)[2])
+
+
+def _drop_all_but(tags: set[str], checkpoints: Path) -> None:
+    for copy in checkpoints.glob(f"*{_STEP}*{_HF}"):
+        if copy.name.removesuffix(_HF) not in tags:
+            shutil.rmtree(copy)
+    for mark in (checkpoints / "whole").glob(f"*{_STEP}*"):
+        if mark.name not in tags:
+            mark.unlink()

@@ -8,6 +8,7 @@ reads them: all hosts share it.
 import hashlib
 import json
 import os
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ _JOINED = {
     "q_proj": "qkv_proj", "k_proj": "qkv_proj", "v_proj": "qkv_proj",
     "gate_proj": "gate_up_proj", "up_proj": "gate_up_proj",
 }  # fmt: skip
+_SEEN_SECONDS = 20.0
+"""How long a shared file system may take to show another host's file."""
 _VOCABULARY = ("embed_tokens.weight", "lm_head.weight")
 Digests = dict[str, str]
 """SHA-256 of each tensor, by vLLM's names."""
@@ -100,10 +103,15 @@ def install_on_trainer() -> None:
 
 def _compare(session: Session, model: torch.nn.Module, engines: int) -> None:
     trainer = trainer_digests(model.named_parameters())
-    files = sorted(_folder(session).glob("engine-*.json"))
+    files: list[Path] = []
+    deadline = time.monotonic() + _SEEN_SECONDS
+    while len(files) < engines and time.monotonic() < deadline:
+        files = sorted(_folder(session).glob("engine-*.json"))
+        time.sleep(0 if len(files) == engines else 0.1)
     if len(files) != engines:
         raise RuntimeSetupError(
-            f"{_folder(session)}: {len(files)} of {engines} vLLM engines said what weights they have"
+            f"{_folder(session)}: {len(files)} of {engines} vLLM engines said what weights they have; the folder "
+            "must be one that all hosts share"
         )
     for file in files:
         if wrong := differences(trainer, json.loads(file.read_text())):

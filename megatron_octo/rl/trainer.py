@@ -9,7 +9,7 @@ import time
 from typing import Any
 
 from megatron_octo.errors import TrainingHalted
-from megatron_octo.rl.saved import drop_copies
+from megatron_octo.rl.saved import mark_whole
 from megatron_octo.rl.session import Session
 from megatron_octo.rl.watch import Alarm, append, rollout_numbers, trainer_numbers
 from megatron_octo.runtime.records import keep_lines_until
@@ -58,7 +58,9 @@ def train_step(trainer: Any, rollout_samples: Any, global_step: int) -> Any:
 
 
 def save_logs_and_checkpoints(trainer: Any, *args: Any, **kwargs: Any) -> Any:
-    """`BasePPOTrainer.save_logs_and_checkpoints`, heard."""
+    """`BasePPOTrainer.save_logs_and_checkpoints`, heard; at the step of an alarm that ends the run, it saves."""
+    if _state().halted is not None:
+        trainer.args.ckpt.save_steps = 1
     return _state().around_save(_of_base(trainer, "save_logs_and_checkpoints"), *args, **kwargs)
 
 
@@ -118,18 +120,19 @@ class _State:
         status, step = original(rollout_samples, global_step)
         record = {"step": step, "time": time.time(), "response_limit": limit, **self.sampled, **trainer_numbers(status)}
         record["seconds_generation"] = self.generation_seconds
-        append(self.session.metrics, record)
-        status |= {f"octo/{name}": value for name, value in record.items() if name not in ("step", "time")}
-        self.step = step
-        if (why := self.alarm.observe(record)) is not None:
-            print(f"rl: alarm at step {step}: {why}", flush=True)
+        why = self.alarm.observe(record)
+        if why is not None:
+            record["alarm"] = why
             if self.session.rl.alarm.stop:
-                self.halted = f"step {step}: {why}; the run goes on from its last checkpoint with rl.alarm.stop=false"
+                self.halted = f"step {step}: {why}; the run goes on from there with rl.alarm.stop=false"
+        append(self.session.metrics, record)
+        status |= {f"octo/{name}": value for name, value in record.items() if name not in ("step", "time", "alarm")}
+        self.step = step
         return status, step
 
     def around_save(self, original: Any, *args: Any, **kwargs: Any) -> Any:
         result = original(*args, **kwargs)
-        drop_copies(self.session.folder / "checkpoints")
+        mark_whole(self.session.folder / "checkpoints")
         if self.halted is not None:
             raise TrainingHalted(self.halted)
         return result

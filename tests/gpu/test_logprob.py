@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from megatron_octo.ops import kernels, linear_token_log_probs, token_log_probs
-from tests.ops.cases import DTYPES, FORWARD_ATOL, GRAD_RTOL, KINDS, VOCABULARIES, expected, make, upstream
+from tests.ops.cases import DTYPES, FORWARD_ATOL, KINDS, VOCABULARIES, check_gradient, expected, make, upstream
 
 pytestmark = [
     pytest.mark.gpu,
@@ -24,13 +24,11 @@ def check(logits, targets, temperature=1.0):
     reference = expected(logits, targets, weights, temperature)
     x = logits.detach().requires_grad_()
     result = token_log_probs(x, targets, temperature=temperature, return_entropy=True)
-    for name in ("log_probs", "entropy", "log_sum_exp"):
+    for name, rtol in (("log_probs", 0.0), ("entropy", 0.0), ("log_sum_exp", 1e-6)):
         actual, wanted = getattr(result, name).double(), getattr(reference, name)
-        torch.testing.assert_close(actual, wanted, rtol=1e-6, atol=FORWARD_ATOL)
+        torch.testing.assert_close(actual, wanted, rtol=rtol, atol=FORWARD_ATOL)
     (grad,) = torch.autograd.grad((result.log_probs, result.entropy, result.log_sum_exp), x, weights)
-    largest = reference.grad.abs().amax(dim=1, keepdim=True)
-    error = (grad.double() - reference.grad).abs()
-    assert bool((error <= GRAD_RTOL[logits.dtype] * reference.grad.abs() + 4e-6 * largest + 1e-7).all())
+    check_gradient(grad, reference, logits, targets, weights, temperature)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -48,6 +46,45 @@ def test_strides_one_row_and_none(dtype):
     check(base[:1], targets[:1])
     none = token_log_probs(base[:0].to(CUDA), targets[:0].to(CUDA), return_entropy=True)
     assert none.log_probs.shape == (0,)
+
+
+@pytest.mark.parametrize("temperature", [0.7, "each"])
+def test_temperature(temperature):
+    value = torch.tensor([0.5, 0.7, 1.0, 1.3, 2.0, 3.0], device=CUDA) if temperature == "each" else temperature
+    check(*make("normal", 6, 1000, torch.float32), value)
+
+
+@pytest.mark.parametrize("used", ["log_probs", "entropy", "log_sum_exp"])
+def test_each_result_alone(used):
+    logits, targets = (x.to(CUDA) for x in make("normal", 6, 1001, torch.float32))
+    zeros, ones = torch.zeros(6, device=CUDA), torch.ones(6, device=CUDA)
+    weights = tuple(ones if name == used else zeros for name in ("log_probs", "entropy", "log_sum_exp"))
+    x = logits.requires_grad_()
+    getattr(token_log_probs(x, targets, return_entropy=True), used).sum().backward()
+    check_gradient(x.grad, expected(logits, targets, weights), logits.detach(), targets, weights)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("vocabulary", [1000, 1001])
+def test_in_place_is_the_same_gradient(dtype, vocabulary):
+    logits, targets = (x.to(CUDA) for x in make("normal", 6, vocabulary, dtype))
+    gradients = []
+    for in_place in (False, True):
+        x = logits.clone().requires_grad_()
+        result = token_log_probs(x * 1.0, targets, return_entropy=True, in_place_backward=in_place)
+        (result.log_probs + 0.5 * result.entropy).sum().backward()
+        gradients.append(x.grad)
+    assert torch.equal(*gradients)
+
+
+def test_rows_of_minus_infinity_and_targets_outside():
+    logits, targets = (x.to(CUDA) for x in make("normal", 4, 1000, torch.bfloat16))
+    targets[1] = 1000
+    logits[2] = -torch.inf
+    result = token_log_probs(logits, targets, return_entropy=True)
+    assert result.log_probs[1] == -torch.inf and result.log_probs[[0, 3]].isfinite().all()
+    assert result.log_sum_exp[2] == -torch.inf
+    assert result.log_probs.grad_fn is None
 
 
 def test_ignored_and_spoilt_rows():
@@ -123,14 +160,17 @@ def test_linear(dtype):
 
 
 def test_nothing_waits_for_the_device():
-    """Forward and backward of the logits form make no synchronising call."""
+    """Forward and backward of both forms make no synchronising call."""
     logits, targets = (x.to(CUDA) for x in make("normal", 6, 1000, torch.bfloat16))
     x = logits.requires_grad_()
     token_log_probs(x, targets, return_entropy=True).log_probs.sum().backward()
+    h, w = (torch.randn(size, 64, dtype=torch.bfloat16, device=CUDA, requires_grad=True) for size in (6, 1000))
+    linear_token_log_probs(h, w, targets, return_entropy=True, skip_ignored=False).log_probs.sum().backward()
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
         result = token_log_probs(x, targets, temperature=0.9, return_entropy=True)
         (result.log_probs.sum() + result.entropy.sum()).backward()
+        linear_token_log_probs(h, w, targets, return_entropy=True, skip_ignored=False).log_probs.sum().backward()
     finally:
         torch.cuda.set_sync_debug_mode("default")

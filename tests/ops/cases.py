@@ -10,6 +10,10 @@ VOCABULARIES = (7, 1000, 32_000, 128_256, 128_257)
 
 # against fp64 on the same (already rounded) logits: forward in absolute nats, gradients relative to the largest
 FORWARD_ATOL = 1e-5
+UNDERFLOW = 1e-35
+"""Below e^-87, about 1e-38, probabilities are 0 in fp32; times a surprise of 87, and an upstream gradient."""
+TERMS_RTOL = 1e-5
+"""Of a gradient's terms, which are probabilities by fp32 differences of up to 85."""
 GRAD_RTOL = {torch.float32: 2e-6, torch.bfloat16: 2**-8, torch.float16: 2**-10}
 
 
@@ -40,6 +44,27 @@ def expected(
     (grad,) = torch.autograd.grad((log_probs * weights[0].double() + log_sum_exp * weights[2].double()).sum(), x)
     grad = grad - weights[1].double()[:, None] * p * surprise / scale
     return Expected(log_probs.detach(), log_sum_exp.detach(), entropy.detach(), grad)
+
+
+def check_gradient(
+    grad: torch.Tensor,
+    reference: Expected,
+    logits: torch.Tensor,
+    targets: torch.Tensor,
+    weights: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    temperature: float | torch.Tensor = 1.0,
+) -> None:
+    """Each value to its own rounding, and to that of the terms it is the sum of, so that a 0 off the target is seen."""
+    scale = temperature.double()[:, None] if isinstance(temperature, torch.Tensor) else temperature
+    log_p = torch.log_softmax(logits.double() / scale, dim=-1)
+    of_log_prob, of_entropy, of_lse = (weight.double().abs()[:, None] for weight in weights)
+    surprise = torch.where(log_p > -torch.inf, log_p.abs(), 0.0) + reference.entropy[:, None]
+    terms = log_p.exp() * (of_log_prob + of_lse + of_entropy * surprise) / scale
+    at_target = torch.zeros_like(terms).scatter_(1, targets[:, None], 1.0) * of_log_prob / scale
+    least = torch.finfo(grad.dtype).smallest_normal * torch.finfo(grad.dtype).eps  # one subnormal step
+    bound = GRAD_RTOL[grad.dtype] * reference.grad.abs() + TERMS_RTOL * terms + 4e-6 * at_target + max(least, UNDERFLOW)
+    error = (grad.double() - reference.grad).abs()
+    assert bool((error <= bound).all()), float((error / bound).max())
 
 
 def normal(tokens: int, vocabulary: int, generator: torch.Generator) -> torch.Tensor:

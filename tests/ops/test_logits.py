@@ -5,7 +5,7 @@ import torch
 
 from megatron_octo.errors import OperatorError
 from megatron_octo.ops import kernels, token_log_probs
-from tests.ops.cases import DTYPES, FORWARD_ATOL, GRAD_RTOL, KINDS, VOCABULARIES, expected, make, upstream
+from tests.ops.cases import DTYPES, FORWARD_ATOL, KINDS, VOCABULARIES, check_gradient, expected, make, upstream
 
 
 @pytest.fixture(params=["compiled", "plain"])
@@ -24,17 +24,13 @@ def check(logits, targets, temperature=1.0, tokens=None):
     reference = expected(logits, targets, weights, temperature)
     x = logits.detach().requires_grad_()
     result = token_log_probs(x, targets, temperature=temperature, return_entropy=True)
-    torch.testing.assert_close(result.log_probs.double(), reference.log_probs, rtol=1e-6, atol=FORWARD_ATOL)
-    torch.testing.assert_close(result.entropy.double(), reference.entropy, rtol=1e-6, atol=FORWARD_ATOL)
+    torch.testing.assert_close(result.log_probs.double(), reference.log_probs, rtol=0, atol=FORWARD_ATOL)
+    torch.testing.assert_close(result.entropy.double(), reference.entropy, rtol=0, atol=FORWARD_ATOL)
     torch.testing.assert_close(result.log_sum_exp.double(), reference.log_sum_exp, rtol=1e-6, atol=FORWARD_ATOL)
     assert result.log_probs.dtype == torch.float32
     outputs = (result.log_probs, result.entropy, result.log_sum_exp)
     (grad,) = torch.autograd.grad(outputs, x, weights)
-    rtol = GRAD_RTOL[logits.dtype]
-    # each value to its own rounding; what cancels, to the row's largest term
-    largest = reference.grad.abs().amax(dim=1, keepdim=True)
-    error = (grad.double() - reference.grad).abs()
-    assert bool((error <= rtol * reference.grad.abs() + 4e-6 * largest + 1e-7).all()), float((error / largest).max())
+    check_gradient(grad, reference, logits, targets, weights, temperature)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -186,6 +182,36 @@ def test_nothing_is_changed_unless_asked(implementation):
     z.register_hook(lambda grad: seen.append(grad.data_ptr()))
     result.log_probs.sum().backward()
     assert torch.equal(y.grad, x.grad) and seen == [pointer]
+
+
+def test_what_still_needs_the_old_logits_is_refused_after_an_in_place_backward(implementation):
+    """As torch does: each of these gave wrong gradients without a word."""
+    logits, targets = make("normal", 4, 1000, torch.float32)
+    x = logits.requires_grad_()
+    changed = "modified by an inplace operation"
+    twice = token_log_probs(x * 1.0, targets, return_entropy=True, in_place_backward=True)
+    torch.autograd.grad(twice.log_probs.sum(), x, retain_graph=True)
+    with pytest.raises(RuntimeError, match=changed):
+        torch.autograd.grad(twice.entropy.sum(), x)
+    z = x * 1.0
+    first = token_log_probs(z, targets)
+    second = token_log_probs(z, targets, in_place_backward=True)
+    with pytest.raises(RuntimeError, match=changed):
+        (first.log_probs + second.log_probs).sum().backward()
+    capped = token_log_probs(x.tanh(), targets, in_place_backward=True)  # tanh keeps its result for its own backward
+    with pytest.raises(RuntimeError, match=changed):
+        capped.log_probs.sum().backward()
+
+
+@pytest.mark.parametrize("way", ["column-major", "every other column", "expanded"])
+def test_in_place_needs_rows_of_their_own(way):
+    logits, targets = make("normal", 4, 1000, torch.float32)
+    views = {
+        "column-major": logits.t().contiguous().t(), "every other column": logits[:, ::2],
+        "expanded": logits[:1].expand(4, 1000),
+    }  # fmt: skip
+    with pytest.raises(OperatorError, match="the gradient needs rows that are contiguous"):
+        token_log_probs(views[way], targets, in_place_backward=True)
 
 
 def test_without_gradients_nothing_is_kept(implementation):
