@@ -67,8 +67,21 @@ def test_ppo_has_a_critic_and_its_gpus():
     assert gpus_of(ppo, options(ppo)) == 2 + 2 + 3
     assert gpus_of(section(), options(section())) == 1 + 1
     assert gpus_of(section(kl_coefficient=0.1), options(section(kl_coefficient=0.1))) == 1 + 1 + 1
-    shared = section(gpus=4, openrlhf={"train.colocate_all": True})
+    shared = section(gpus=4, engines=2, engine_gpus=2, openrlhf={"train.colocate_all": True})
     assert gpus_of(shared, options(shared)) == 4
+    uneven = section(gpus=4, openrlhf={"train.colocate_all": True})
+    with pytest.raises(RecipeError, match=r"rl.gpus = 4 must equal rl.engines x rl.engine_gpus, which is 1"):
+        gpus_of(uneven, options(uneven))
+    beside = section(gpus=2, kl_coefficient=0.1, openrlhf={"train.colocate_actor_ref": True})
+    assert gpus_of(beside, options(beside)) == 2 + 1
+
+
+def test_a_constant_rate_warms_up_where_it_is_asked_to():
+    """transformers' own `constant` would leave the warm-up out."""
+    assert options(section())["actor.lr_scheduler"] == "constant"
+    warm = options(section(algorithm="gae", warmup=0.1))
+    assert warm["actor.lr_scheduler"] == warm["critic.lr_scheduler"] == "constant_with_warmup"
+    assert warm["actor.lr_warmup_ratio"] == warm["critic.lr_warmup_ratio"] == 0.1
 
 
 @pytest.mark.skipif(find_spec("openrlhf") is None, reason="OpenRLHF is not installed")

@@ -18,7 +18,8 @@ pytestmark = needs_rl
 RL = (
     "rl={algorithm: gae, prompts: {kind: builtin, count: 12}, validation: {kind: builtin, count: 8}, "
     "prompts_per_step: 4, samples_per_prompt: 2, mini_batch_prompts: 4, micro_batch_size: 8, max_prompt_tokens: 24, "
-    "validate_every: 1, learning_rate: 1e-4, save_every: 2, keep: 1, check_sync: true, "
+    "validate_every: 1, learning_rate: 1e-4, save_every: 2, keep: 2, check_sync: true, "
+    "reward: {truncated_penalty: 0.5}, "
     "response_tokens: [{from_step: 0, tokens: 12}]}"
 )
 
@@ -49,11 +50,24 @@ def ray_cluster():
 
 def test_ppo_with_a_critic(exported, ray_cluster):
     folder = exported / "runs/mini/rl/stable"
-    address = ["-s", f"rl.ray_address={ray_cluster}"]
-    told = octo("rl", str(MINI), "stable", *WIDER, "-s", RL, *address, cwd=exported, timeout=560)
+    words = ["rl", str(MINI), "stable", *WIDER, "-s", RL, "-s", f"rl.ray_address={ray_cluster}"]
+    told = octo(*words, "-s", "rl.gpus=2", cwd=exported, check=False)
+    assert told.returncode == 2 and "rl asks for 5 GPUs" in told.stderr and "Ray has 3" in told.stderr
+    assert not (folder / "log.txt").exists()
+
+    # the alarm ends it at its first step, with a checkpoint of the actor and the critic, though none was due
+    alarm = "rl.alarm={window: 1, truncated_share: 0.01, stop: true}"
+    told = octo(*words, "-s", alarm, cwd=exported, check=False, timeout=400)
+    assert told.returncode == 3, told.stderr
+    assert "ALARM" in told.stdout and "stopped at step 1" in told.stderr and "are cut at their limit" in told.stderr
+    assert [record["step"] for record in lines(folder / "metrics.jsonl")] == [1]
+    assert not (folder / "result.json").exists()
+    assert {"_actor", "_critic", "whole"} <= {path.name for path in (folder / "checkpoints").iterdir()}
+
+    told = octo(*words, cwd=exported, timeout=400)
     records = lines(folder / "metrics.jsonl")
     assert [record["step"] for record in records] == [1, 2, 3], told.stdout
-    assert all(record["critic_loss"] > 0 and record["grad_norm"] >= 0 for record in records)
+    assert all(record["critic_loss"] > 0 and record["grad_norm"] > 0 for record in records)
 
     # vLLM had the trainer's weights after every sync, bit for bit: 4 x (qkv, o, gate-up, down, 2 norms) + 2
     syncs = lines(folder / "syncs.jsonl")

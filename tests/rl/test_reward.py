@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from megatron_octo.rl.graders import Graders
-from megatron_octo.rl.reward import same_text
+from megatron_octo.rl.reward import boxed, same_text
 from tests.support import SHARED
 
 
@@ -32,6 +32,7 @@ def graders():
         ("1{,}000", "1000"),
         ("x^2+2x+1", "1+2x+x^2"),
         ("90^\\circ", "90"),
+        ("(-\\infty, 3]", "(-\\infty,3]"),
         ("\\$5", "5"),
     ],
 )
@@ -50,6 +51,10 @@ def test_right(graders, answer, gold):
         ("\\boxed{14} no, \\boxed{15}", "14", True),
         ("\\boxed{(2,1)}", "(1,2)", True),
         ("\\boxed{1 2}", "12", True),
+        ("\\boxed{1  2}", "12", True),
+        ("\\boxed{\\infty^{\\infty}}", "\\frac{3}{7}", True),
+        ("\\boxed{(1,\\infty^\\infty)}", "(1,3)", True),
+        ("\\boxed{1\n 2}", "12", True),
         ("", "14", False),
     ],
 )
@@ -91,21 +96,38 @@ def hostile(count: int) -> list[str]:
         "\\binom{10^9}{5 \\cdot 10^8}",
         "\\gamma!!!!!!",
     ]
-    pieces = [*"}{^_9!()x&\x00é", "\\frac{", "\\sqrt{", "\\left", "\\int", "\\\\"]
     while len(made) < count:
-        made.append("".join(dice.choices(pieces, k=dice.randrange(1, 80))))
+        text = expression(dice, dice.randrange(1, 6))
+        if 4 < len(text) <= 300 and boxed(f"\\boxed{{{text}}}") == text:  # so that it comes before math-verify
+            made.append(text)
     return made
+
+
+def expression(dice: random.Random, depth: int) -> str:
+    if depth == 0 or dice.random() < 0.2:
+        letters = [*"0179xyne()[]|<>=,.;:!?@#&%~'\"\x00é∑", "10", "99999", "\\pi", "\\infty", "\\left(", "\\right]"]
+        return dice.choice([*letters, "\\\\", "__import__('os')", "\\text{if}"])
+    a, b = expression(dice, depth - 1), expression(dice, depth - 1)
+    return dice.choice(
+        [
+            f"{{{a}}}", f"\\frac{{{a}}}{{{b}}}", f"\\sqrt[{a}]{{{b}}}", f"{a}^{{{b}}}", f"{a}!", f"{a}{b}", f"{a}+{b}",
+            f"{a}_{{{b}}}", f"\\binom{{{a}}}{{{b}}}", f"\\int_{{{a}}}^{{{b}}} x dx", f"\\left\\{{{a},{b}\\right\\}}",
+            f"{a} \\cdot {b}",
+        ]
+    )  # fmt: skip
 
 
 def test_a_thousand_hostile_answers_end_within_the_limit(graders):
     slowest = 0.0
-    for text in hostile(1000):
+    for text in hostile(1030):
         start = time.monotonic()
         right, _, _ = graders.grade(f"\\boxed{{{text}}}", "\\frac{3}{7}")
         slowest = max(slowest, time.monotonic() - start)
-        assert not right
+        assert not right, text
     # the limit, and a new process where one had to be ended
     assert slowest < 3.0 + 30.0
+    for response in ("\\boxed{" * 1_000_000, "{" * 3_000_000 + "\\boxed{1}", "\\boxed{}" * 500_000, "\x00" * 4_000_000):
+        assert not graders.grade(response, "\\frac{3}{7}")[0]
     assert graders.grade("\\boxed{7}", "7.0")[0]
 
 
@@ -127,6 +149,10 @@ def test_gold_answers_of_math_are_right_and_others_wrong(graders):
     gold = _gold()
     right = sum(graders.grade(f"\\boxed{{{answer}}}", answer)[0] for answer in gold)
     assert right / len(gold) >= 0.995
+    # and as its author wrote it, in a worked solution: 7,465 of 7,500, of which 7,182 by their text
+    rows = [json.loads(line) for line in (SHARED / "data/train/math_train.jsonl").read_text().splitlines()]
+    right = sum(graders.grade(row["solution"], str(row["answer"]))[0] for row in rows)
+    assert right / len(rows) >= 0.995
     sample = gold[::40]
     pairs = [(a, b) for a, b in itertools.pairwise(sample) if not same_text(a, b)]
     wrong = sum(not graders.grade(f"\\boxed{{{a}}}", b)[0] for a, b in pairs)

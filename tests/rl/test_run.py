@@ -13,7 +13,9 @@ from tests.support import MINI, lines, octo
 pytestmark = needs_rl
 RL = (
     "rl={prompts: {kind: builtin, count: 12}, prompts_per_step: 4, samples_per_prompt: 2, mini_batch_prompts: 4, "
-    "micro_batch_size: 8, max_prompt_tokens: 24, learning_rate: 1e-4, save_every: 1, "
+    "micro_batch_size: 8, max_prompt_tokens: 24, learning_rate: 1e-4, save_every: 1, check_sync: true, "
+    # mini answers nothing right; what is cut loses, so that rewards differ and weights move
+    "stop: ['0', '1'], reward: {truncated_penalty: 0.5}, "
     "response_tokens: [{from_step: 0, tokens: 8}, {from_step: 2, tokens: 16}]}"
 )
 
@@ -37,6 +39,16 @@ def test_refusals_come_before_ray(exported, tmp_path):
     prompts = f"rl.prompts={{kind: file, path: {rows}}}"
     assert "row 1: no key 'prompt'" in refused(exported, "-s", prompts)
     assert "rl.algorithm" in refused(exported, "-s", "rl.algorithm=grpo")
+    alone = refused(exported, "-s", "rl.samples_per_prompt=1", "-s", "rl.micro_batch_size=4")
+    assert "samples_per_prompt = 1: group_norm compares samples of one prompt" in alone
+    same = f"{{kind: file, path: {rows}, prompt_key: problem}}"
+    overlap = refused(
+        exported, "-s", f"rl.prompts={same}", "-s", f"rl.validation={same}", "-s", "rl.prompts_per_step=1",
+        "-s", "rl.mini_batch_prompts=1", "-s", "rl.micro_batch_size=2",
+    )  # fmt: skip
+    assert "rl.validation: 1 of its 1 problems are among rl.prompts" in overlap
+    nobody = refused(exported, "-s", "rl.ray_address=127.0.0.1:1")
+    assert "rl.ray_address = 127.0.0.1:1: no Ray cluster answers there" in nobody
     assert "max_prompt" in refused(exported, "-s", "rl.max_promt_tokens=24")
 
 
@@ -72,6 +84,11 @@ def test_a_run_that_is_ended_goes_on_at_its_step(exported):
     assert [record["response_limit"] for record in records] == [8, 8, 16]
     assert records[0] == before[0]
     assert all(record["response_length_max"] <= record["response_limit"] for record in records)
+    assert records[2]["response_length_max"] > 8
+    assert any(0 < record["truncated_share"] < 1 for record in records)
+    assert any(record["grad_norm"] > 0 for record in records)
+    # in both processes: the first sync after the resume gave vLLM what the checkpoint holds
+    assert len(lines(folder / "syncs.jsonl")) >= 3
     # fp32 on both sides, so the two differ by more than rounding only where vLLM forbids what ends a text at once
     assert all(record["mismatch_far_share"] == 0 and record["mismatch_mean"] < 5e-3 for record in records)
     result = json.loads((folder / "result.json").read_text())
