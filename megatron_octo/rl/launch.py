@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import time
 from importlib.metadata import PackageNotFoundError, version
@@ -25,6 +26,7 @@ from megatron_octo.runtime.run_folder import RunFolder
 
 _NEEDED = ("openrlhf", "ray", "deepspeed", "math-verify")
 _POLL_SECONDS = 0.5
+_ANSWER_SECONDS = 10.0
 RESULT = "result.json"
 _MAY_CHANGE = {
     "alarm", "save_every", "keep", "ray_address", "validate_every", "test_sets", "check_sync", "micro_batch_size",
@@ -173,6 +175,7 @@ def _check_gpus(rl: RlSection, slots: int, on_cpu: bool) -> None:
     if rl.ray_address is None:
         there = torch.cuda.device_count()
     else:
+        _check_answers(rl.ray_address)
         try:
             ray.init(address=rl.ray_address, log_to_driver=False, logging_level="ERROR")
         except (ConnectionError, ValueError, RuntimeError) as error:
@@ -188,6 +191,20 @@ def _check_gpus(rl: RlSection, slots: int, on_cpu: bool) -> None:
             f"and Ray has {there}; lower them, or share: rl.openrlhf={{train.colocate_all: true, "
             "vllm.enable_sleep: true, ds.enable_sleep: true, vllm.gpu_memory_utilization: 0.5}}"
         )
+
+
+def _check_answers(address: str) -> None:
+    """Ray itself waits for minutes for a cluster that is not there."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        return  # `auto`: Ray knows at once
+    try:
+        socket.create_connection((host, int(port)), timeout=_ANSWER_SECONDS).close()
+    except OSError as error:
+        raise RuntimeSetupError(
+            f"rl.ray_address = {address}: no Ray cluster answers there ({error}); start one with `ray start --head`, "
+            "or leave the key out"
+        ) from None
 
 
 def _same_run(folder: Path, digest: str) -> None:

@@ -1,6 +1,7 @@
 """Runs of `octo rl` for tests: what they need, and what they leave."""
 
 import contextlib
+import time
 from importlib.util import find_spec
 
 import psutil
@@ -20,3 +21,12 @@ def processes_of(folder):
             if str(folder) in process.environ().get("OCTO_RL", "") and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(" ".join(process.cmdline()))
     return found
+
+
+def gone(folder):
+    """Whether all of them end; the last few need moments to see that the others did."""
+    end = time.monotonic() + 60
+    while (left := processes_of(folder)) and time.monotonic() < end:
+        time.sleep(0.5)
+    assert left == []
+    return True

@@ -11,7 +11,7 @@ import time
 import pytest
 from transformers import AutoModelForCausalLM
 
-from tests.rl.runs import WIDER, needs_rl, processes_of
+from tests.rl.runs import WIDER, gone, needs_rl
 from tests.support import MINI, lines, octo
 
 pytestmark = needs_rl
@@ -51,7 +51,7 @@ def ray_cluster():
 def test_ppo_with_a_critic(exported, ray_cluster):
     folder = exported / "runs/mini/rl/stable"
     words = ["rl", str(MINI), "stable", *WIDER, "-s", RL, "-s", f"rl.ray_address={ray_cluster}"]
-    told = octo(*words, "-s", "rl.gpus=2", cwd=exported, check=False)
+    told = octo(*words, "-s", "rl.engines=3", cwd=exported, check=False)
     assert told.returncode == 2 and "rl asks for 5 GPUs" in told.stderr and "Ray has 3" in told.stderr
     assert not (folder / "log.txt").exists()
 
@@ -86,4 +86,4 @@ def test_ppo_with_a_critic(exported, ray_cluster):
     kept = {path.name for path in (folder / "checkpoints/_actor").iterdir() if path.is_dir()}
     assert {path.name.removesuffix("_hf") for path in (folder / "checkpoints").glob("*_hf")} <= kept
     assert (folder / "checkpoints/_critic/latest").is_file()
-    assert processes_of(folder) == []
+    assert gone(folder)

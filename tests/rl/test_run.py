@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 
-from tests.rl.runs import WIDER, needs_rl, processes_of
+from tests.rl.runs import WIDER, gone, needs_rl, processes_of
 from tests.support import MINI, lines, octo
 
 pytestmark = needs_rl
@@ -70,11 +70,11 @@ def test_a_run_that_is_ended_goes_on_at_its_step(exported):
         wait_for(folder / "log.txt", process, log)
         second = octo("rl", str(MINI), "stable", *WIDER, "-s", RL, cwd=exported, check=False)
         assert second.returncode == 2 and "another `octo rl`" in second.stderr
-        wait_for(folder / "checkpoints/_actor/latest", process, log)
+        wait_for(folder / "checkpoints/whole/global_step1", process, log)
         assert processes_of(folder)
         process.send_signal(signal.SIGTERM)  # as SLURM does
         process.wait(120)
-    assert processes_of(folder) == []
+    assert gone(folder)
     assert not (folder / "result.json").exists(), log.read_text()
     before = lines(folder / "metrics.jsonl")
     assert 1 <= len(before) <= 2, log.read_text()
