@@ -7,10 +7,13 @@ out=${1:-gpu-results}
 mkdir -p "$out"
 export PYTHONPATH=$PWD
 python=${PYTHON:-python3}
+"$python" -c 'import setuptools as s; raise SystemExit(int(s.__version__.split(".")[0]) < 77)' ||
+  { echo "run.sh: the build needs setuptools 77 or later: $python -m pip install -U setuptools" >&2; exit 1; }
 nvidia-smi --query-gpu=name,driver_version --format=csv,noheader | tee "$out/machine.txt"
 OCTO_CUDA_ARCHS=${OCTO_CUDA_ARCHS:-90} "$python" setup.py -q build_ext --inplace
 "$python" -m pytest -q -p no:cacheprovider tests/gpu 2>&1 | tee "$out/tests.txt"
 bench() { "$python" tools/bench_logprob.py --rounds 20 --json "$out/$1.json" --plot "$out/$1.png" "${@:2}" | tee "$out/$1.txt"; }
 bench logits-8192x128256 --form logits --tokens 8192 --vocabulary 128256
 bench logits-8192x151936 --form logits --tokens 8192 --vocabulary 151936
+bench logits-8192x128257 --form logits --tokens 8192 --vocabulary 128257 # rows that are not aligned
 bench linear-8192x131072 --form linear --tokens 8192 --hidden 4096 --vocabulary 131072
