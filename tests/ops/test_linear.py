@@ -80,6 +80,60 @@ def test_bf16_products_have_fp32_results(m, k, n):
     torch.testing.assert_close(out.double(), 2 * wanted, rtol=1e-5, atol=2e-5 * k**0.5)
 
 
+@pytest.mark.parametrize("dtype", GRAD_RTOL, ids=str)
+@pytest.mark.parametrize("way", ["transposed", "every other column", "one row expanded"])
+def test_strides(dtype, way):
+    """Of hidden states and weight; the chunk is odd and the last block a single row."""
+    h, w, targets = make(hidden=128, dtype=dtype)
+    views = {
+        "transposed": lambda x: x.t().contiguous().t(), "every other column": lambda x: x[:, ::2],
+        "one row expanded": lambda x: x[:1].expand(x.shape),
+    }  # fmt: skip
+    weights = upstream(13)
+    h, w = views[way](h), views[way](w)
+    reference, grad_h, grad_w = reference_of(h, w, targets, weights)
+    h, w = h.detach().requires_grad_(), w.detach().requires_grad_()
+    result = linear_token_log_probs(h, w, targets, return_entropy=True, chunk_tokens=5, vocabulary_block=250)
+    torch.testing.assert_close(result.log_probs.double(), reference.log_probs, rtol=0, atol=FORWARD_ATOL)
+    outputs = (result.log_probs, result.entropy, result.log_sum_exp)
+    grads = torch.autograd.grad(outputs, (h, w), weights)
+    for actual, wanted in zip(grads, (grad_h, grad_w), strict=True):
+        close(actual, wanted, GRAD_RTOL[dtype])
+
+
+@pytest.mark.parametrize("dtype", GRAD_RTOL, ids=str)
+def test_temperature_of_each_token_and_a_peaked_row(dtype):
+    h, w, targets = make(dtype=dtype)
+    h[3] = 8 * w[targets[3]]  # a probability near 1, logits up to about 100
+    temperature = torch.linspace(0.5, 3.0, 13)
+    weights = upstream(13)
+    reference, grad_h, _ = reference_of(h, w, targets, weights, temperature)
+    h = h.requires_grad_()
+    result = linear_token_log_probs(h, w, targets, temperature=temperature, return_entropy=True)
+    assert result.log_probs[3] > -1e-3
+    torch.testing.assert_close(result.log_probs.double(), reference.log_probs, rtol=0, atol=FORWARD_ATOL)
+    torch.autograd.backward((result.log_probs, result.entropy, result.log_sum_exp), weights)
+    close(h.grad, grad_h, GRAD_RTOL[dtype])
+
+
+def test_a_row_is_the_same_bits_in_any_batch_where_bf16_products_are_ours():
+    if not kernels.has_bf16_product():
+        pytest.skip("this CPU does not multiply bf16 (avx512_bf16), or there is no compiled library")
+    h, w, targets = make(tokens=70, dtype=torch.bfloat16)
+
+    def run(rows, chunk_tokens=4096):
+        x = h[rows].clone().requires_grad_()
+        result = linear_token_log_probs(x, w, targets[rows], return_entropy=True, chunk_tokens=chunk_tokens)
+        (result.log_probs + 0.5 * result.entropy).sum().backward()
+        return result.log_probs.detach(), result.entropy.detach(), x.grad
+
+    whole = run(slice(None))
+    for row in (0, 33, 69):
+        for together, alone in zip(whole, run(slice(row, row + 1)), strict=True):
+            assert torch.equal(together[row], alone[0])
+    assert all(torch.equal(a, b) for a, b in zip(whole, run(slice(None), chunk_tokens=33), strict=True))
+
+
 def test_it_is_token_log_probs_of_the_product():
     h, w, targets = make()
     by_logits = token_log_probs(h @ w.t(), targets, return_entropy=True)
