@@ -64,7 +64,7 @@ for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 2**-7)):
     torch.testing.assert_close(part.log_probs, one.log_probs, rtol=1e-5, atol=1e-5)
     # hidden gradients are summed over the ranks in fp32, and rounded once
     for mine, whole in ((h2.grad, h1.grad), (w2.grad[:size], w1.grad[first : first + size])):
-        largest = max(1.0, float(whole.abs().max()))
+        largest = max(1.0, float(whole.abs().max())) if whole.numel() else 1.0  # a rank of padding has no rows
         torch.testing.assert_close(mine, whole, rtol=10 * tolerance, atol=tolerance * largest)
     assert not w2.grad[size:].any()
 print("equal")

@@ -47,7 +47,7 @@ def test_the_whole_tree(recipe: Recipe, run: RunFolder, drawn: list[Figure]) -> 
     for stage in recipe.stages:
         assert _texts(figure).count(f"{stage}  ") == 1
     whole, zoom, rate = figure.axes[:3]
-    assert whole.get_xlim()[1] == pytest.approx(1.02 * (489 + 123) * 4_096)
+    assert whole.get_xlim()[1] == pytest.approx(1.02 * (489 + 171) * 4_096)
     assert zoom.get_xlim()[0] > 1_900_000
     assert rate.get_xlim() == whole.get_xlim()
 

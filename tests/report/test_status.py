@@ -141,7 +141,7 @@ def test_the_printed_tree(recipe: Recipe, run: RunFolder) -> None:
     printed = capture.get()
     lines = {line.split()[1]: line for line in printed.splitlines() if "──" in line and len(line.split()) > 3}
     assert "done" in lines["stable"]
-    assert "interrupted  step 120 of 123" in lines["decay-long"]
+    assert "interrupted  step 120 of 171" in lines["decay-long"]
     assert "loss 0.987  checkpoint at 100" in lines["decay-long"]
     assert "2 of 3 sources missing" in lines["decay-long"]  # instruction, long_cot
     assert lines["decay-long"].index("decay-long") > lines["stable"].index("stable")
