@@ -45,7 +45,9 @@ def train_rl(recipe: Recipe, run: RunFolder, stage: str, console: Console) -> Pa
         RecipeError: the recipe has no `rl` section, or one whose numbers do not fit.
         CheckpointError: the stage is not exported.
         DataError: prompts that cannot be used.
-        RuntimeSetupError: packages or GPUs that are missing, or OpenRLHF failed; with where its log is.
+        RuntimeSetupError: packages or GPUs that are missing, another run in the folder, or OpenRLHF failed; with where
+            its log is.
+        TrainingHalted: the alarm ended the run.
     """
     rl = _section(recipe)
     model, folder = run.exported(stage), run.reinforced(stage)

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from megatron_octo.errors import RecipeError
+from megatron_octo.errors import RecipeError, RuntimeSetupError
 from megatron_octo.recipe.rl import BuiltinPrompts, LengthLimit, RlSection
+from megatron_octo.rl import launch
 from megatron_octo.rl.arguments import command_line, gpus_of, options_of
 
 
@@ -82,6 +83,13 @@ def test_a_constant_rate_warms_up_where_it_is_asked_to():
     warm = options(section(algorithm="gae", warmup=0.1))
     assert warm["actor.lr_scheduler"] == warm["critic.lr_scheduler"] == "constant_with_warmup"
     assert warm["actor.lr_warmup_ratio"] == warm["critic.lr_warmup_ratio"] == 0.1
+
+
+def test_another_version_of_openrlhf_is_refused(monkeypatch):
+    """The hooks replace what is inside it."""
+    monkeypatch.setattr(launch, "version", lambda package: "0.12.0")
+    with pytest.raises(RuntimeSetupError, match=r"OpenRLHF 0\.12\.0 is installed, and octo hooks into 0\.11\.2 alone"):
+        launch._check_packages()
 
 
 @pytest.mark.skipif(find_spec("openrlhf") is None, reason="OpenRLHF is not installed")
