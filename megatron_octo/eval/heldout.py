@@ -12,7 +12,7 @@ from megatron_octo.bridge.stages import exported_digest, last_checkpoint
 from megatron_octo.data.answers import last_boxed
 from megatron_octo.data.heldout import read_heldout
 from megatron_octo.errors import CheckpointError
-from megatron_octo.eval.generate import generate
+from megatron_octo.eval.generate import Completion, generate
 from megatron_octo.recipe import Recipe
 from megatron_octo.runtime.checkpoints import MANIFEST
 from megatron_octo.runtime.files import sha256_of, sha256_of_json, write_json_atomically, write_text_atomically
@@ -67,10 +67,7 @@ def answer_heldout(recipe: Recipe, run: RunFolder, stages: list[str], console: C
             continue
         with console.status(f"{stage}: vLLM answers {len(problems)} held-out problems"):
             completions = generate(run.exported(stage), [problem["prompt"] for problem in problems], MAX_TOKENS)
-        answers = [
-            Answer(problem["question"], completion.text, problem["answer"])
-            for problem, completion in zip(problems, completions, strict=True)
-        ]
+        answers = _answers(problems, completions)
         result = _write(run, stage, answers, of)
         console.print(f"[bold]{escape(stage)}[/bold]: {_score(result)}", highlight=False)
         for answer in answers[:SHOWN]:
@@ -114,10 +111,7 @@ def answer_reinforced(recipe: Recipe, run: RunFolder, stage: str, console: Conso
         with console.status(f"{stage} {when} RL: vLLM answers {len(problems)} held-out problems"):
             # as RL asks: the same tokens, and the same ends
             completions = generate(model, prompts, limit, special_tokens=False, stop=recipe.rl.stop)
-        answers = [
-            Answer(problem["question"], completion.text, problem["answer"])
-            for problem, completion in zip(problems, completions, strict=True)
-        ]
+        answers = _answers(problems, completions)
         accuracy[f"accuracy_{when}"] = sum(answer.is_right for answer in answers) / len(answers)
         rows += [_row(answer) | {"when": when} for answer in answers]
     write_text_atomically(folder / "heldout.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
@@ -140,6 +134,13 @@ def _weights_digest(model: Path) -> str:
 
 def _score(result: dict[str, Any]) -> str:
     return f"{result['right']} of {result['problems']} held-out problems right, {100 * result['accuracy']:.1f}%"
+
+
+def _answers(problems: list[dict[str, Any]], completions: list[Completion]) -> list[Answer]:
+    return [
+        Answer(problem["question"], completion.text, problem["answer"])
+        for problem, completion in zip(problems, completions, strict=True)
+    ]
 
 
 def _row(answer: Answer) -> dict[str, Any]:

@@ -181,10 +181,7 @@ def _check_gpus(rl: RlSection, slots: int, on_cpu: bool) -> None:
         try:
             ray.init(address=rl.ray_address, log_to_driver=False, logging_level="ERROR")
         except (ConnectionError, ValueError, RuntimeError) as error:
-            raise RuntimeSetupError(
-                f"rl.ray_address = {rl.ray_address}: no Ray cluster answers there ({error}); start one with `ray start "
-                "--head`, or leave the key out"
-            ) from None
+            raise _no_cluster(rl.ray_address, error) from None
         there = int(ray.cluster_resources().get("GPU", 0))
         ray.shutdown()
     if slots > there:
@@ -203,10 +200,14 @@ def _check_answers(address: str) -> None:
     try:
         socket.create_connection((host, int(port)), timeout=_ANSWER_SECONDS).close()
     except OSError as error:
-        raise RuntimeSetupError(
-            f"rl.ray_address = {address}: no Ray cluster answers there ({error}); start one with `ray start --head`, "
-            "or leave the key out"
-        ) from None
+        raise _no_cluster(address, error) from None
+
+
+def _no_cluster(address: str, error: Exception) -> RuntimeSetupError:
+    return RuntimeSetupError(
+        f"rl.ray_address = {address}: no Ray cluster answers there ({error}); start one with `ray start --head`, or "
+        "leave the key out"
+    )
 
 
 def _same_run(folder: Path, digest: str) -> None:

@@ -10,6 +10,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from megatron_octo.runtime.beside import put_in_place
 from megatron_octo.runtime.files import sync_tree, write_text_atomically
 
 _HF, _BEST, _STEP = "_hf", "best_", "global_step"
@@ -73,8 +74,7 @@ def publish_best(folder: Path, scores: Path) -> dict[str, Any] | None:
     shutil.rmtree(partial, ignore_errors=True)
     shutil.copytree(checkpoints / f"{tag}{_HF}", partial)
     sync_tree(partial)
-    shutil.rmtree(best, ignore_errors=True)
-    partial.rename(best)
+    put_in_place(partial, best)
     by_step = {score["step"]: score["accuracy"] for score in map(json.loads, scores.read_text().splitlines())}
     return {"step": _step(tag), "accuracy": by_step.get(_step(tag))}
 

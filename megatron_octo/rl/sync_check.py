@@ -103,11 +103,9 @@ def install_on_trainer() -> None:
 
 def _compare(session: Session, model: torch.nn.Module, engines: int) -> None:
     trainer = trainer_digests(model.named_parameters())
-    files: list[Path] = []
     deadline = time.monotonic() + _SEEN_SECONDS
-    while len(files) < engines and time.monotonic() < deadline:
-        files = sorted(_folder(session).glob("engine-*.json"))
-        time.sleep(0 if len(files) == engines else 0.1)
+    while len(files := sorted(_folder(session).glob("engine-*.json"))) < engines and time.monotonic() < deadline:
+        time.sleep(0.1)
     if len(files) != engines:
         raise RuntimeSetupError(
             f"{_folder(session)}: {len(files)} of {engines} vLLM engines said what weights they have; the folder "

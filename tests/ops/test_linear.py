@@ -1,5 +1,7 @@
 """linear_token_log_probs against the logits in fp64."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -10,6 +12,10 @@ from tests.ops.cases import expected, upstream
 # of hidden states: products of 64 terms in fp32, and inputs rounded to 16 bits once, the reference's too
 FORWARD_ATOL = 1e-4
 GRAD_RTOL = {torch.float32: 1e-5, torch.bfloat16: 2**-7, torch.float16: 2**-9}
+needs_bf16 = pytest.mark.skipif(
+    "avx512_bf16" not in Path("/proc/cpuinfo").read_text().split(),
+    reason="this CPU does not multiply bf16 (avx512_bf16)",
+)
 
 
 def make(tokens=13, hidden=64, vocabulary=1001, dtype=torch.float32):
@@ -64,9 +70,9 @@ def test_widened_factors_serve_where_the_cpu_does_not_multiply_bf16(chunk_tokens
 
 
 @pytest.mark.parametrize(("m", "k", "n"), [(13, 66, 100), (130, 4100, 65), (1, 2, 1), (64, 2048, 64)])
+@needs_bf16
 def test_bf16_products_have_fp32_results(m, k, n):
-    if not kernels.has_bf16_product():
-        pytest.skip("this CPU does not multiply bf16 (avx512_bf16), or there is no compiled library")
+    assert kernels.has_bf16_product()  # the CPU can, so the library and this torch must
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.randn(size, k, generator=generator).bfloat16() for size in (m, n))
     wanted = a.double() @ b.double().t()
@@ -116,9 +122,9 @@ def test_temperature_of_each_token_and_a_peaked_row(dtype):
     close(h.grad, grad_h, GRAD_RTOL[dtype])
 
 
+@needs_bf16
 def test_a_row_is_the_same_bits_in_any_batch_where_bf16_products_are_ours():
-    if not kernels.has_bf16_product():
-        pytest.skip("this CPU does not multiply bf16 (avx512_bf16), or there is no compiled library")
+    assert kernels.has_bf16_product()  # the CPU can, so the library and this torch must
     h, w, targets = make(tokens=70, dtype=torch.bfloat16)
 
     def run(rows, chunk_tokens=4096):
@@ -213,9 +219,9 @@ def test_it_goes_through_torch_compile(dtype):
     torch.testing.assert_close(gradients[1], gradients[0])
 
 
+@needs_bf16
 def test_products_pass_opcheck():
-    if not kernels.has_bf16_product():
-        pytest.skip("this CPU does not multiply bf16 (avx512_bf16), or there is no compiled library")
+    assert kernels.has_bf16_product()  # the CPU can, so the library and this torch must
     a, b = torch.randn(3, 4).bfloat16(), torch.randn(4, 5).bfloat16()
     torch.library.opcheck(torch.ops.octo.bf16_product.default, (a, b, False, True, torch.zeros(3, 5)))
 
