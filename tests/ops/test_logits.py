@@ -8,16 +8,6 @@ from megatron_octo.ops import kernels, token_log_probs
 from tests.ops.cases import DTYPES, FORWARD_ATOL, KINDS, VOCABULARIES, check_gradient, expected, make, upstream
 
 
-@pytest.fixture(params=["compiled", "plain"])
-def implementation(request, monkeypatch):
-    """Both implementations; the compiled one must be there where the tests run."""
-    if request.param == "plain":
-        monkeypatch.setattr(kernels, "is_compiled_for", lambda _: False)
-    else:
-        assert kernels.has_library(), "csrc is not built: `python setup.py build_ext --inplace`"
-    return request.param
-
-
 def check(logits, targets, temperature=1.0, tokens=None):
     """Forward and backward of all three results at once."""
     weights = upstream(len(targets))

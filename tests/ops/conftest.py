@@ -1,0 +1,24 @@
+"""The implementations of the row kernels, each of which the cases are run on."""
+
+import pytest
+import torch
+
+from megatron_octo.ops import kernels
+from tests.ops import emulated
+
+
+@pytest.fixture(scope="session")
+def emulated_operators(tmp_path_factory):
+    """The CUDA kernels on an emulated GPU."""
+    return emulated.load(tmp_path_factory.mktemp("emulated"))
+
+
+@pytest.fixture(params=["compiled", "plain", "emulated CUDA"])
+def implementation(request, monkeypatch):
+    """What serves `megatron_octo.ops`; the compiled library must be there where the tests run."""
+    assert kernels.has_library(), "csrc is not built: `python setup.py build_ext --inplace`"
+    if request.param == "plain":
+        monkeypatch.setattr(kernels, "is_compiled_for", lambda _: False)
+    elif request.param == "emulated CUDA":
+        monkeypatch.setattr(torch.ops, "octo", request.getfixturevalue("emulated_operators"))
+    return request.param
