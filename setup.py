@@ -25,6 +25,7 @@ ROOT = Path(__file__).parent
 OLDEST_TORCH = "0x020b000000000000"  # 2.11
 CPU_SOURCES = ("cpu", "product")
 SOURCES = [*(f"csrc/{name}.cpp" for name in CPU_SOURCES), "csrc/cuda.cu"]
+HEADERS = ["csrc/common.h", "csrc/launch.cuh", "csrc/kernels.cuh", "csrc/rows.cuh"]
 OLDEST_MAJOR = 8
 
 
@@ -111,6 +112,6 @@ def run(command):
 
 
 setup(
-    ext_modules=[Extension("megatron_octo.ops._C", SOURCES, optional=True)],
+    ext_modules=[Extension("megatron_octo.ops._C", SOURCES, depends=HEADERS, optional=True)],
     cmdclass={"build_ext": BuildOps},
 )

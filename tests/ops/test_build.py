@@ -1,9 +1,12 @@
 """The compiled library: there, of these sources, with CUDA wherever nvcc is, and loading where torch has no CUDA."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 
@@ -32,6 +35,26 @@ def test_it_is_built_from_these_sources():
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not here, so there are no CUDA kernels to compile")
 def test_cuda_kernels_are_compiled_where_nvcc_is():
     assert keys_of(LIBRARY) == ["CPU", "CUDA"]
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not here, so there are no CUDA kernels to compile")
+def test_cuda_kernels_move_16_bytes_at_a_time(tmp_path):
+    """In every kernel, and never byte by byte, as a copy of memory to another type was once compiled."""
+    ptx = tmp_path / "cuda.ptx"
+    include = Path(find_spec("torch").origin).with_name("include")
+    command = ["nvcc", "-ptx", "-arch=compute_90", "-O3", "-DUSE_CUDA", "-std=c++20"]
+    command += ["-DTORCH_TARGET_VERSION=0x020b000000000000", f"-I{include}", "-Icsrc", "csrc/cuda.cu", "-o", str(ptx)]
+    subprocess.run(command, cwd=ROOT, check=True)
+    kernels = re.split(r"\.entry ", ptx.read_text())[1:]
+    assert (
+        len(kernels) == 22
+    )  # statistics of 3 dtypes, with entropy or not, gradients of 5 pairs; for short rows and long
+    for text in kernels:
+        of_memory = set(re.findall(r"\b((?:ld|st)\.global\S*)", text))
+        assert not [n for n in of_memory if n.endswith("8")], of_memory
+        assert [n for n in of_memory if n.startswith("ld.global") and ".v4." in n]
+        name_of_kernel = text.split("(")[0]
+        assert "grad_kernel" not in name_of_kernel or [n for n in of_memory if n.startswith("st.global.v4.")]
 
 
 @pytest.mark.slow
