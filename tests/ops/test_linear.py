@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from megatron_octo.errors import OperatorError
-from megatron_octo.ops import kernels, linear_token_log_probs, token_log_probs
+from megatron_octo.ops import kernels, linear, linear_token_log_probs, token_log_probs
 from tests.ops.cases import expected, upstream
 
 # of hidden states: products of 64 terms in fp32, and inputs rounded to 16 bits once, the reference's too
@@ -67,6 +67,40 @@ def test_forward_and_backward(dtype, chunk_tokens, vocabulary_block):
 def test_widened_factors_serve_where_the_cpu_does_not_multiply_bf16(chunk_tokens, monkeypatch):
     monkeypatch.setattr(kernels, "has_bf16_product", lambda: False)
     test_forward_and_backward(torch.bfloat16, chunk_tokens, 300)
+
+
+@pytest.fixture
+def as_on_cuda(emulated_operators, monkeypatch):
+    """The course that CUDA's tensors take, kernels emulated; stands in for cuBLAS: products of widened factors."""
+    real_mm, real_addmm = torch.mm, torch.addmm
+
+    class OnCuda(linear._Products):
+        def __init__(self, hidden_TH, tile_values):
+            super().__init__(hidden_TH, tile_values)
+            self.takes_16_bits = hidden_TH.dtype in (torch.bfloat16, torch.float16)
+            self.hidden_TH = self.factor(hidden_TH)
+
+    def mm(a, b, *, out_dtype=None, out=None):
+        result = real_mm(a, b) if out_dtype is None else real_mm(a.to(out_dtype), b.to(out_dtype))
+        return result if out is None else out.copy_(result)
+
+    def addmm(total, a, b, *, out_dtype, out):
+        return out.copy_(real_addmm(total, a.to(out_dtype), b.to(out_dtype)))
+
+    monkeypatch.setattr(kernels, "has_bf16_product", lambda: False)
+    monkeypatch.setattr(linear, "_Products", OnCuda)
+    monkeypatch.setattr(torch, "mm", mm)
+    monkeypatch.setattr(torch, "addmm", addmm)
+    monkeypatch.setattr(torch.ops, "octo", emulated_operators)
+
+
+@pytest.mark.parametrize("dtype", GRAD_RTOL, ids=str)
+@pytest.mark.parametrize(("chunk_tokens", "vocabulary_block"), [(4096, 2048), (5, 300), (4, 77)])
+def test_as_on_cuda(dtype, chunk_tokens, vocabulary_block, as_on_cuda):
+    test_forward_and_backward(dtype, chunk_tokens, vocabulary_block)
+    if chunk_tokens == 5:
+        for way in ("transposed", "every other column", "one row expanded"):
+            test_strides(dtype, way)
 
 
 @pytest.mark.parametrize(("m", "k", "n"), [(13, 66, 100), (130, 4100, 65), (1, 2, 1), (64, 2048, 64)])
