@@ -103,20 +103,22 @@ KINDS: dict[str, Callable[[int, int, torch.Generator], torch.Tensor]] = {
 
 
 def make(kind: str, tokens: int, vocabulary: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits and targets; a target is never at a logit of -inf, where the log-prob is -inf."""
+    """Logits and targets, on the default device; a target is never at a logit of -inf, where the log-prob is -inf."""
     generator = torch.Generator().manual_seed(vocabulary)
-    logits = KINDS[kind](tokens, vocabulary, generator).to(dtype)
-    if kind == "peaked":
-        targets = torch.arange(tokens) % vocabulary
-        targets[::2] = torch.randint(vocabulary, (len(targets[::2]),), generator=generator)
-    else:
-        finite = logits.float().isfinite().float()
-        targets = torch.multinomial(finite[:, :], 1, generator=generator)[:, 0] if vocabulary < 2**24 else None
-    return logits, targets
+    with torch.device("cpu"):  # where the generator is: every device has the same values
+        logits = KINDS[kind](tokens, vocabulary, generator).to(dtype)
+        if kind == "peaked":
+            targets = torch.arange(tokens) % vocabulary
+            targets[::2] = torch.randint(vocabulary, (len(targets[::2]),), generator=generator)
+        else:
+            finite = logits.float().isfinite().float()
+            targets = torch.multinomial(finite, 1, generator=generator)[:, 0]
+    return logits.to(torch.get_default_device()), targets.to(torch.get_default_device())
 
 
 def upstream(tokens: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients that differ from token to token, for log_probs, entropy and log_sum_exp."""
+    """Gradients that differ from token to token, for log_probs, entropy and log_sum_exp; on the default device."""
     generator = torch.Generator().manual_seed(1)
-    first, second, third = (torch.randn(tokens, generator=generator) for _ in range(3))
+    random = (torch.randn(tokens, generator=generator, device="cpu") for _ in range(3))
+    first, second, third = (x.to(torch.get_default_device()) for x in random)
     return first, second, third

@@ -20,10 +20,11 @@ needs_bf16 = pytest.mark.skipif(
 
 def make(tokens=13, hidden=64, vocabulary=1001, dtype=torch.float32):
     generator = torch.Generator().manual_seed(0)
-    h = torch.randn(tokens, hidden, generator=generator).to(dtype)
-    w = (0.3 * torch.randn(vocabulary, hidden, generator=generator)).to(dtype)
-    targets = torch.randint(vocabulary, (tokens,), generator=generator)
-    return h, w, targets
+    with torch.device("cpu"):  # where the generator is: every device has the same values
+        h = torch.randn(tokens, hidden, generator=generator).to(dtype)
+        w = (0.3 * torch.randn(vocabulary, hidden, generator=generator)).to(dtype)
+        targets = torch.randint(vocabulary, (tokens,), generator=generator)
+    return tuple(x.to(torch.get_default_device()) for x in (h, w, targets))
 
 
 def reference_of(h, w, targets, weights, temperature=1.0):

@@ -5,6 +5,7 @@ import torch
 
 from megatron_octo.errors import OperatorError
 from megatron_octo.ops import kernels, token_log_probs
+from megatron_octo.ops.shard import joined
 from tests.ops.cases import DTYPES, FORWARD_ATOL, KINDS, VOCABULARIES, check_gradient, expected, make, upstream
 
 
@@ -129,6 +130,31 @@ def test_nan_and_whole_rows_of_minus_infinity_are_not_hidden(implementation):
 def test_a_target_outside_the_vocabulary_is_minus_infinity(implementation):
     logits, _ = make("normal", 2, 10, torch.float32)
     assert (token_log_probs(logits, torch.tensor([10, -1])).log_probs == -torch.inf).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_shards_joined_are_the_whole(dtype, implementation):
+    """Uneven, one of padding alone, and padding that would win every softmax were it read; its gradient is 0."""
+    logits, targets = make("normal", 5, 1000, dtype)
+    targets[3] = -100
+    kept, scale = targets != -100, torch.linspace(0.5, 2.0, 5)
+    padding = torch.full((5, 3), 1e9 if dtype != torch.float16 else 6e4, dtype=dtype)
+    whole = kernels.token_stats(logits, targets, scale, 1000, 0, -100, True)
+    bounds = [(0, 640), (640, 640), (640, 1000)]
+    parts = [torch.cat([logits[:, first:last], padding], dim=1) for first, last in bounds]
+    stats = [
+        kernels.token_stats(part, targets, scale, last - first, first, -100, True)
+        for part, (first, last) in zip(parts, bounds, strict=True)
+    ]
+    torch.testing.assert_close(joined(torch.stack(stats))[:, kept], whole[:, kept], rtol=1e-5, atol=1e-5)
+    rows = torch.stack([whole[0], whole[1].log(), whole[1].log() - whole[2] / whole[1], *upstream(5)])
+    of_whole = torch.empty_like(logits)
+    kernels.token_grad(logits, targets, scale, rows, 1000, 0, -100, of_whole)
+    for part, (first, last) in zip(parts, bounds, strict=True):
+        grad = torch.full_like(part, torch.nan)
+        kernels.token_grad(part, targets, scale, rows, last - first, first, -100, grad)
+        torch.testing.assert_close(grad[:, : last - first], of_whole[:, first:last], rtol=1e-6, atol=0)
+        assert not grad[:, last - first :].any()
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
