@@ -5,6 +5,7 @@ import sys
 import types
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -51,6 +52,7 @@ def for_linear(device: torch.device) -> list[Competitor]:
     if hasattr(torch.nn.functional, "linear_cross_entropy"):
         found.append(Competitor(f"torch linear CE{MEAN}", _torch_linear_cross_entropy))
     if device.type == "cuda":
+        found.insert(1, Competitor("octo, blocks of 8,192", partial(_octo_linear, vocabulary_block=8192), is_ours=True))
         if cut := _attribute("cut_cross_entropy", "linear_cross_entropy"):
             found.append(Competitor("cut-cross-entropy", lambda h, w, t: (-cut(h, w, t, reduction="none"), None)))
         liger = _attribute("liger_kernel.transformers.functional", "liger_fused_linear_cross_entropy")
@@ -74,8 +76,10 @@ def _torch(logits: torch.Tensor, targets: torch.Tensor) -> Outputs:
     return log_p.gather(1, targets[:, None])[:, 0], -(log_p.exp() * log_p).sum(dim=-1)
 
 
-def _octo_linear(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> Outputs:
-    result = linear_token_log_probs(hidden, weight, targets, return_entropy=True)
+def _octo_linear(
+    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, vocabulary_block: int | None = None
+) -> Outputs:
+    result = linear_token_log_probs(hidden, weight, targets, return_entropy=True, vocabulary_block=vocabulary_block)
     return result.log_probs, result.entropy
 
 
