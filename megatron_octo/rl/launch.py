@@ -17,6 +17,7 @@ from megatron_octo.recipe import Recipe
 from megatron_octo.recipe.rl import RlSection
 from megatron_octo.rl.arguments import OPENRLHF, command_line, gpus_of, options_of
 from megatron_octo.rl.driver import alone_in, running
+from megatron_octo.rl.parser import check_command_line
 from megatron_octo.rl.prompts import Prompt, count_shared, prompt_rows, read_prompts, shared_with, short_enough
 from megatron_octo.rl.saved import publish_best, settle
 from megatron_octo.rl.session import Session
@@ -68,6 +69,7 @@ def train_rl(recipe: Recipe, run: RunFolder, stage: str, console: Console) -> Pa
         folder=folder,
         on_cpu=on_cpu,
     )
+    check_command_line(command_line(options))
     of = {
         "rl": rl.model_dump(mode="json", exclude=_MAY_CHANGE),
         "export": json.loads((model / "octo_export.json").read_text())["checkpoint_manifest_sha256"],

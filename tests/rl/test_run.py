@@ -50,6 +50,8 @@ def test_refusals_come_before_ray(exported, tmp_path):
     nobody = refused(exported, "-s", "rl.ray_address=127.0.0.1:1")
     assert "rl.ray_address = 127.0.0.1:1: no Ray cluster answers there" in nobody
     assert "max_prompt" in refused(exported, "-s", "rl.max_promt_tokens=24")
+    misspelt = refused(exported, "-s", "rl.openrlhf={actor.max_nrom: 0.5}")
+    assert "OpenRLHF refuses its options: unrecognized arguments: --actor.max_nrom" in misspelt
 
 
 def wait_for(path, process, log):

@@ -52,7 +52,7 @@ def for_linear(device: torch.device) -> list[Competitor]:
     if hasattr(torch.nn.functional, "linear_cross_entropy"):
         found.append(Competitor(f"torch linear CE{MEAN}", _torch_linear_cross_entropy))
     if device.type == "cuda":
-        found.insert(1, Competitor("octo, blocks of 8,192", partial(_octo_linear, vocabulary_block=8192), is_ours=True))
+        found.insert(1, Competitor("octo, block 8192", partial(_octo_linear, vocabulary_block=8192), is_ours=True))
         if cut := _attribute("cut_cross_entropy", "linear_cross_entropy"):
             found.append(Competitor("cut-cross-entropy", lambda h, w, t: (-cut(h, w, t, reduction="none"), None)))
         liger = _attribute("liger_kernel.transformers.functional", "liger_fused_linear_cross_entropy")

@@ -1,0 +1,56 @@
+"""OpenRLHF's own argument parser, without the Ray and vLLM that its module imports.
+
+Its `cli/train_ppo_ray.py` builds the parser under `if __name__ == "__main__"`. Those statements, up to `parse_args`,
+are run here by themselves: a misspelt option or a value that it would not take is told before Ray starts, in its own
+words.
+"""
+
+import argparse
+import ast
+import os
+from collections.abc import Sequence
+from datetime import datetime
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NoReturn
+
+from megatron_octo.errors import RecipeError, RuntimeSetupError
+
+_FIRST, _LAST = "parser = argparse.ArgumentParser()", "args = parser.parse_args()"
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise RecipeError(f"rl: OpenRLHF refuses its options: {message}; correct it in rl.openrlhf")
+
+
+def check_command_line(words: Sequence[str]) -> None:
+    """Refuse what OpenRLHF's parser would.
+
+    Raises:
+        RecipeError: an option that it does not have, or a value that it does not take.
+        RuntimeSetupError: no parser is found where it was in the version that is known.
+    """
+    package = find_spec("openrlhf")
+    assert package is not None and package.submodule_search_locations
+    path = Path(package.submodule_search_locations[0]) / "cli/train_ppo_ray.py"
+    parser = _Parser(prog="OpenRLHF", allow_abbrev=False)
+    names = {"parser": parser, "datetime": datetime, "os": os}  # what they name of its module
+    statements = ast.Module(_parser_statements(path), type_ignores=[])
+    exec(compile(statements, str(path), "exec"), names)  # noqa: S102 - what `octo rl` runs a moment later
+    parser.parse_args(list(words))
+
+
+def _parser_statements(path: Path) -> list[ast.stmt]:
+    """Those between `parser = argparse.ArgumentParser()` and `parser.parse_args()`."""
+    for block in ast.parse(path.read_text()).body:
+        if not isinstance(block, ast.If) or "__main__" not in ast.unparse(block.test):
+            continue
+        sources = [ast.unparse(statement) for statement in block.body]
+        if "parser = argparse.ArgumentParser()" in sources and "args = parser.parse_args()" in sources:
+            first, last = (
+                sources.index("parser = argparse.ArgumentParser()"),
+                sources.index("args = parser.parse_args()"),
+            )
+            return block.body[first + 1 : last]
+    raise RuntimeSetupError(f"{path}: no argument parser where OpenRLHF 0.11.2 has one; reinstall that version")
