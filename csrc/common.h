@@ -21,8 +21,10 @@ using torch::stable::Tensor;
 // Rows of `rows_6T`: what the backward pass needs of every token.
 enum GradRow { kMaximum, kLogSum, kEntropy, kGradLogProb, kGradLogSumExp, kGradEntropy, kGradRows };
 
-// d = z - maximum is held at this from below: exp(d) is exactly 0 there in fp32, and 0 * d is not NaN as 0 * -inf is.
+// d, a difference to the maximum, is held at this from below: exp(d) is exactly 0 there in fp32, and 0 * d is not NaN as 0 * -inf is.
 constexpr float kLowest = -200.0f;
+
+constexpr int64_t kMostColumns = int64_t{1} << 30;  // of a row: CUDA counts within one in 32 bits
 
 // Logits (tokens, stored), of which the first `columns` are vocabulary entries `first`, first + 1, ...; any row stride,
 // 0 (one row expanded) included.
@@ -36,6 +38,7 @@ inline Logits check_logits(const Tensor& logits, const Tensor& targets, const Te
   const int64_t tokens = logits.size(0), stored = logits.size(1);
   STD_TORCH_CHECK(logits.stride(1) == 1 || stored <= 1, "logits must be contiguous within a row");
   STD_TORCH_CHECK(0 <= columns && columns <= stored, "columns must lie in [0, ", stored, "], and is ", columns);
+  STD_TORCH_CHECK(columns <= kMostColumns, "columns must be at most ", kMostColumns, ", and is ", columns);
   STD_TORCH_CHECK(targets.dim() == 1 && targets.size(0) == tokens && targets.scalar_type() == ScalarType::Long &&
                       targets.is_contiguous(),
                   "targets must be ", tokens, " contiguous int64");

@@ -38,26 +38,26 @@ inline float exp_of_negative(float x) {
   return x < -87.0f ? 0.0f : e * power;
 }
 
-inline void widen(const float* x, int64_t n, float scale, float* z) {
+inline void widen(const float* x, int64_t n, float* z) {
 #pragma omp simd
-  for (int64_t i = 0; i < n; ++i) z[i] = x[i] * scale;
+  for (int64_t i = 0; i < n; ++i) z[i] = x[i];
 }
 
-inline void widen(const BFloat16* x, int64_t n, float scale, float* z) {
+inline void widen(const BFloat16* x, int64_t n, float* z) {
   const auto* bits = reinterpret_cast<const uint16_t*>(x);
 #pragma omp simd
-  for (int64_t i = 0; i < n; ++i) z[i] = std::bit_cast<float>(static_cast<uint32_t>(bits[i]) << 16) * scale;
+  for (int64_t i = 0; i < n; ++i) z[i] = std::bit_cast<float>(static_cast<uint32_t>(bits[i]) << 16);
 }
 
-inline void widen(const Half* x, int64_t n, float scale, float* z) {
+inline void widen(const Half* x, int64_t n, float* z) {
   int64_t i = 0;
 #if defined(__F16C__) && defined(__AVX2__)
   for (; i + 8 <= n; i += 8) {
     const __m256 wide = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(x + i)));
-    _mm256_storeu_ps(z + i, _mm256_mul_ps(wide, _mm256_set1_ps(scale)));
+    _mm256_storeu_ps(z + i, wide);
   }
 #endif
-  for (; i < n; ++i) z[i] = static_cast<float>(x[i]) * scale;
+  for (; i < n; ++i) z[i] = static_cast<float>(x[i]);
 }
 
 inline void narrow(const float* g, int64_t n, float* out) {
@@ -90,7 +90,7 @@ struct Stats {
   float maximum, sum, weighted, target;
 };
 
-// Online softmax: maximum, sum of exp(d) and, for the entropy, sum of d exp(d), with d = z - maximum.
+// Online softmax: maximum of x, sum of exp(d) and, for the entropy, sum of d exp(d), with d = scale (x - maximum).
 template <bool kWithEntropy, class T>
 Stats stats_of_row(const T* x, const Logits& at, int64_t target, float scale) {
   if (target == at.ignore) return {0.0f, 1.0f, 0.0f, 0.0f};
@@ -99,14 +99,14 @@ Stats stats_of_row(const T* x, const Logits& at, int64_t target, float scale) {
   double sum = 0.0, weighted = 0.0;
   for (int64_t begin = 0; begin < at.columns; begin += kBlock) {
     const int64_t n = std::min(kBlock, at.columns - begin);
-    widen(x + begin, n, scale, z);
+    widen(x + begin, n, z);
     for (int64_t i = n; i % kLanes; ++i) z[i] = -kInfinity;  // whole lanes: what is added there is 0
     float top = -kInfinity;
 #pragma omp simd reduction(max : top)
     for (int64_t i = 0; i < n; ++i) top = z[i] > top ? z[i] : top;
     if (top > maximum) {
       if (maximum != -kInfinity) {
-        const double shift = std::max(maximum - top, kLowest), factor = std::exp(shift);
+        const double shift = std::max((maximum - top) * scale, kLowest), factor = std::exp(shift);
         weighted = factor * (weighted + shift * sum);
         sum *= factor;
       }
@@ -119,7 +119,7 @@ Stats stats_of_row(const T* x, const Logits& at, int64_t target, float scale) {
       for (int64_t i = run; i < end; i += kLanes) {
 #pragma omp simd
         for (int64_t lane = 0; lane < kLanes; ++lane) {
-          float d = z[i + lane] - base;
+          float d = (z[i + lane] - base) * scale;
           d = d < kLowest ? kLowest : d;  // NaN passes
           const float e = exp_of_negative(d);
           sums[lane] += e;
@@ -135,7 +135,7 @@ Stats stats_of_row(const T* x, const Logits& at, int64_t target, float scale) {
   const int64_t column = target - at.first;
   const bool is_here = 0 <= column && column < at.columns;
   return {maximum, static_cast<float>(sum), static_cast<float>(weighted),
-          is_here ? static_cast<float>(x[column]) * scale : -kInfinity};
+          is_here ? static_cast<float>(x[column]) : -kInfinity};
 }
 
 template <class T>
@@ -171,7 +171,7 @@ Tensor token_stats(const Tensor& logits, const Tensor& targets, const Tensor& in
   return stats;
 }
 
-// One row of the gradient. With log p = z - maximum - log_sum and p = exp(log p):
+// One row of the gradient. With z = scale x, log p = scale (x - maximum) - log_sum and p = exp(log p):
 //   d log_prob / dz_v = [v is the target] - p_v,   d log_sum_exp / dz_v = p_v,   d entropy / dz_v = -p_v (log p_v + H)
 template <class In, class Out>
 void grad_of_row(const In* x, Out* out, const Logits& at, int64_t target, float scale, const float* row) {
@@ -188,7 +188,7 @@ void grad_of_row(const In* x, Out* out, const Logits& at, int64_t target, float 
   const bool is_here = 0 <= column && column < at.columns;
   float at_target = 0.0f;
   if (is_here) {  // before anything is written: out may be the logits themselves
-    float lp = (static_cast<float>(x[column]) * scale - maximum) - log_sum;
+    float lp = (static_cast<float>(x[column]) - maximum) * scale - log_sum;
     lp = lp < kLowest ? kLowest : lp;
     const float p = std::exp(lp);
     // 1 - p in fp32 and by expm1: formed in bf16, or by subtraction, nothing is left of it where p is near 1
@@ -196,10 +196,10 @@ void grad_of_row(const In* x, Out* out, const Logits& at, int64_t target, float 
   }
   for (int64_t begin = 0; begin < at.columns; begin += kBlock) {
     const int64_t n = std::min(kBlock, at.columns - begin);
-    widen(x + begin, n, scale, z);
+    widen(x + begin, n, z);
 #pragma omp simd
     for (int64_t i = 0; i < n; ++i) {
-      float lp = (z[i] - maximum) - log_sum;
+      float lp = (z[i] - maximum) * scale - log_sum;
       lp = lp < kLowest ? kLowest : lp;
       z[i] = scale * exp_of_negative(lp) * (grad_p - grad_entropy * (lp + entropy));
     }

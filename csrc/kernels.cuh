@@ -28,29 +28,33 @@ __device__ __forceinline__ float exp2_of(float x) {
 #endif
 }
 
-// Of a row's logits x: the maximum, sum of e^(scale d), sum of d e^(scale d), with d = x - maximum.
+// Of a row's logits x: the maximum, sum of e^(scale d), and for the entropy sum of d e^(scale d), with d = x - maximum.
+// Multiplications and additions are fused where it is said, or aligned rows and others could round differently.
 struct Stats {
   float maximum, sum, weighted;
 };
 
-// How a row's differences become exponents; d is held at `lowest`, where e^(scale d) is 0 and d times it is not NaN.
+// How a row's differences become exponents.
 struct Scale {
   float of_2, lowest;
   __device__ __forceinline__ explicit Scale(float scale) : of_2(scale * kLog2OfE), lowest(kLowest / scale) {}
-  __device__ __forceinline__ float held(float d) const { return d < lowest ? lowest : d; }  // NaN passes
+  // Held from below where e^(scale d) is 0: 0 times what is held is not NaN, as 0 times -inf is. NaN passes.
+  __device__ __forceinline__ float clamped(float d) const { return d < lowest ? lowest : d; }
   __device__ __forceinline__ float exp(float d) const { return exp2_of(d * of_2); }
 };
 
+template <bool kWithEntropy>
 __device__ __forceinline__ Stats moved_to(Stats s, float maximum, Scale scale) {
   if (s.maximum == -INFINITY) return {maximum, s.sum, 0.0f};  // nothing yet: its sum is 0, or NaN, which must pass
-  const float shift = scale.held(s.maximum - maximum), factor = scale.exp(shift);
-  return {maximum, s.sum * factor, factor * (s.weighted + shift * s.sum)};
+  const float shift = scale.clamped(s.maximum - maximum), factor = scale.exp(shift);
+  return {maximum, s.sum * factor, kWithEntropy ? factor * fmaf(shift, s.sum, s.weighted) : 0.0f};
 }
 
+template <bool kWithEntropy>
 __device__ __forceinline__ Stats join(Stats a, Stats b, Scale scale) {
   const float maximum = fmaxf(a.maximum, b.maximum);
-  a = moved_to(a, maximum, scale);
-  b = moved_to(b, maximum, scale);
+  a = moved_to<kWithEntropy>(a, maximum, scale);
+  b = moved_to<kWithEntropy>(b, maximum, scale);
   return {maximum, a.sum + b.sum, a.weighted + b.weighted};
 }
 
@@ -59,39 +63,42 @@ __device__ __forceinline__ void absorb(Stats& s, const float (&x)[kCount], Scale
   float top = x[0];
 #pragma unroll
   for (int i = 1; i < kCount; ++i) top = fmaxf(top, x[i]);
-  if (top > s.maximum) s = moved_to(s, top, scale);
+  if (top > s.maximum) s = moved_to<kWithEntropy>(s, top, scale);
   const float base = s.maximum == -INFINITY ? 0.0f : s.maximum;
   float sum, weighted;  // of these few first: long runs of equal terms round alike
 #pragma unroll
   for (int i = 0; i < kCount; ++i) {
     float d = x[i] - base;
-    if constexpr (kWithEntropy) d = scale.held(d);
+    if constexpr (kWithEntropy) d = scale.clamped(d);
     const float e = scale.exp(d);
     sum = i == 0 ? e : sum + e;
-    if constexpr (kWithEntropy) weighted = i == 0 ? d * e : weighted + d * e;
+    if constexpr (kWithEntropy) weighted = i == 0 ? d * e : fmaf(d, e, weighted);
   }
   s.sum += sum;
   if constexpr (kWithEntropy) s.weighted += weighted;
 }
 
+template <bool kWithEntropy>
 __device__ __forceinline__ Stats join_warp(Stats s, Scale scale) {
-  for (int offset = kWarp / 2; offset > 0; offset /= 2)
-    s = join(s, {__shfl_xor_sync(~0u, s.maximum, offset), __shfl_xor_sync(~0u, s.sum, offset),
-                 __shfl_xor_sync(~0u, s.weighted, offset)}, scale);
+  for (int offset = kWarp / 2; offset > 0; offset /= 2) {
+    Stats other{__shfl_xor_sync(~0u, s.maximum, offset), __shfl_xor_sync(~0u, s.sum, offset), 0.0f};
+    if constexpr (kWithEntropy) other.weighted = __shfl_xor_sync(~0u, s.weighted, offset);
+    s = join<kWithEntropy>(s, other, scale);
+  }
   return s;
 }
 
 // Of all the block's threads, in its first warp.
-template <int kThreads>
+template <int kThreads, bool kWithEntropy>
 __device__ __forceinline__ Stats join_block(Stats s, Scale scale) {
   __shared__ Stats of_warp[kThreads / kWarp];
-  s = join_warp(s, scale);
+  s = join_warp<kWithEntropy>(s, scale);
   __syncthreads();  // the last row's values have been read
   if (threadIdx.x % kWarp == 0) of_warp[threadIdx.x / kWarp] = s;
   __syncthreads();
   if (threadIdx.x >= kWarp) return s;
   s = threadIdx.x < kThreads / kWarp ? of_warp[threadIdx.x] : Stats{-INFINITY, 0.0f, 0.0f};
-  return join_warp(s, scale);
+  return join_warp<kWithEntropy>(s, scale);
 }
 
 // A thread's part of a row's statistics.
@@ -137,16 +144,16 @@ __global__ void __launch_bounds__(kThreads, kResident / kThreads)
     }
     const T* row = logits + token * at.stride;
     const int columns = static_cast<int>(at.columns);
-    const float temperature = inverse_temperature[token];
-    const Scale scale(temperature);
+    const float factor = inverse_temperature[token];
+    const Scale scale(factor);
     Stats s = is_aligned<T, width_of<T>>(row) ? part_of_row<T, kThreads, kWithEntropy, true>(row, columns, scale)
                                               : part_of_row<T, kThreads, kWithEntropy, false>(row, columns, scale);
-    s = join_block<kThreads>(s, scale);
+    s = join_block<kThreads, kWithEntropy>(s, scale);
     if (threadIdx.x == 0) {
       const int64_t column = target - at.first;
       const bool is_here = 0 <= column && column < columns;
-      out[0] = s.maximum * temperature, out[at.tokens] = s.sum, out[2 * at.tokens] = s.weighted * temperature;
-      out[3 * at.tokens] = is_here ? to_float(row[column]) * temperature : -INFINITY;
+      out[0] = s.maximum, out[at.tokens] = s.sum, out[2 * at.tokens] = s.weighted * factor;
+      out[3 * at.tokens] = is_here ? to_float(row[column]) : -INFINITY;
     }
   }
 }
@@ -156,17 +163,17 @@ struct Gradient {
   float scale, maximum, log_sum, entropy, grad_log_prob, grad_lse, grad_entropy, grad_p;
 
   __device__ __forceinline__ float log_p(float x) const {
-    const float lp = (x * scale - maximum) - log_sum;
+    const float lp = fmaf(x - maximum, scale, -log_sum);
     return lp < kLowest ? kLowest : lp;
   }
   __device__ __forceinline__ float operator()(float x) const {
     const float lp = log_p(x), p = exp2_of(lp * kLog2OfE);
-    return scale * (p * (grad_p - grad_entropy * (lp + entropy)));
+    return scale * (p * fmaf(-grad_entropy, lp + entropy, grad_p));
   }
   // Of the target's 1 - p nothing would be left by subtraction where p is near 1.
   __device__ __forceinline__ float at_target(float x) const {
     const float lp = log_p(x), p = exp2_of(lp * kLog2OfE);
-    return scale * (-grad_log_prob * expm1f(lp) + p * (grad_lse - grad_entropy * (lp + entropy)));
+    return scale * fmaf(-grad_log_prob, expm1f(lp), p * fmaf(-grad_entropy, lp + entropy, grad_lse));
   }
 };
 

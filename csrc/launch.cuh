@@ -12,7 +12,7 @@
 #pragma weak torch_c10_cuda_check_msg
 #pragma weak torch_c10_cuda_free_error_msg
 
-#ifndef OCTO_LAUNCH  // tests/ops/emulation.h, which runs the kernels where no GPU is, has its own
+#ifndef OCTO_LAUNCH  // tests/ops/emulation/cuda.h, which runs the kernels where no GPU is, has its own
 #define OCTO_LAUNCH(kernel, blocks, threads, stream) kernel<<<blocks, threads, 0, stream>>>
 #endif
 

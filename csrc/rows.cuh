@@ -24,7 +24,7 @@ template <> __device__ __forceinline__ __nv_bfloat16 from_float<__nv_bfloat16>(f
 template <> __device__ __forceinline__ __half from_float<__half>(float x) { return __float2half_rn(x); }
 
 template <class To, class From>
-__device__ __forceinline__ To cast(const From& from) {
+__device__ __forceinline__ To bit_cast(const From& from) {
   static_assert(sizeof(To) == sizeof(From));
   To to;
   __builtin_memcpy(&to, &from, sizeof(To));
@@ -44,20 +44,20 @@ template <class T, int kWidth> using Packed = Words<sizeof(T) * kWidth / 4>;
 template <class T> struct Pair;  // of 16-bit values in a word, the first in its lower half
 template <> struct Pair<__nv_bfloat16> {
   static __device__ __forceinline__ float2 unpack(uint32_t word) {  // an instruction each
-    return {cast<float>(word << 16), cast<float>(word & 0xffff0000u)};
+    return {bit_cast<float>(word << 16), bit_cast<float>(word & 0xffff0000u)};
   }
-  static __device__ __forceinline__ uint32_t pack(float a, float b) { return cast<uint32_t>(__floats2bfloat162_rn(a, b)); }
+  static __device__ __forceinline__ uint32_t pack(float a, float b) { return bit_cast<uint32_t>(__floats2bfloat162_rn(a, b)); }
 };
 template <> struct Pair<__half> {
-  static __device__ __forceinline__ float2 unpack(uint32_t word) { return __half22float2(cast<__half2>(word)); }
-  static __device__ __forceinline__ uint32_t pack(float a, float b) { return cast<uint32_t>(__floats2half2_rn(a, b)); }
+  static __device__ __forceinline__ float2 unpack(uint32_t word) { return __half22float2(bit_cast<__half2>(word)); }
+  static __device__ __forceinline__ uint32_t pack(float a, float b) { return bit_cast<uint32_t>(__floats2half2_rn(a, b)); }
 };
 
 template <class T, int kWidth>
 __device__ __forceinline__ void unpack(const Packed<T, kWidth>& packed, float (&values)[kWidth]) {
 #pragma unroll
   for (int i = 0; i < kWidth; ++i) {
-    if constexpr (sizeof(T) == 4) values[i] = cast<float>(packed.words[i]);
+    if constexpr (sizeof(T) == 4) values[i] = bit_cast<float>(packed.words[i]);
     else values[i] = i % 2 == 0 ? Pair<T>::unpack(packed.words[i / 2]).x : Pair<T>::unpack(packed.words[i / 2]).y;
   }
 }
@@ -67,7 +67,7 @@ __device__ __forceinline__ Packed<T, kWidth> pack(const float (&values)[kWidth])
   Packed<T, kWidth> packed;
 #pragma unroll
   for (int i = 0; i < static_cast<int>(sizeof(packed) / 4); ++i) {
-    if constexpr (sizeof(T) == 4) packed.words[i] = cast<uint32_t>(values[i]);
+    if constexpr (sizeof(T) == 4) packed.words[i] = bit_cast<uint32_t>(values[i]);
     else packed.words[i] = Pair<T>::pack(values[2 * i], values[2 * i + 1]);
   }
   return packed;
@@ -106,18 +106,18 @@ class Row {
         base_(reinterpret_cast<const char*>(begin) - beyond_) {}
 
   __device__ __forceinline__ Bytes load(int vector) const {
-    const Bytes* at = reinterpret_cast<const Bytes*>(base_) + vector;
-    const Bytes low = at[0];
+    const Bytes* place = reinterpret_cast<const Bytes*>(base_) + vector;
+    const Bytes low = place[0];
     if constexpr (kAligned) return low;
-    const Bytes high = at[beyond_ == 0 ? 0 : 1];
+    const Bytes high = place[beyond_ == 0 ? 0 : 1];
     return bytes_from(low, high, beyond_);
   }
 
   // Called by all lanes of a warp, lane i with vector `first + i`; those at or beyond `vectors` write nothing.
   __device__ __forceinline__ void store(int vector, int vectors, const Bytes& mine) const {
-    Bytes* at = reinterpret_cast<Bytes*>(const_cast<char*>(base_)) + vector;
+    Bytes* place = reinterpret_cast<Bytes*>(const_cast<char*>(base_)) + vector;
     if constexpr (kAligned) {
-      if (vector < vectors) at[0] = mine;
+      if (vector < vectors) place[0] = mine;
     } else {
       Bytes before;
 #pragma unroll
@@ -125,12 +125,12 @@ class Row {
       if (vector >= vectors) return;
       const unsigned lane = threadIdx.x % kWarp;
       const bool is_first = lane == 0, is_last = lane == kWarp - 1 || vector + 1 == vectors;
-      if (!is_first) at[0] = beyond_ == 0 ? mine : bytes_from(before, mine, kBytes - beyond_);
+      if (!is_first) place[0] = beyond_ == 0 ? mine : bytes_from(before, mine, kBytes - beyond_);
       if (!is_first && !is_last) return;
       // the ends of the warp's run share their 16 bytes with what another warp writes: value by value
       struct Values {
         T values[kWidth];
-      } const v = cast<Values>(mine);
+      } const v = bit_cast<Values>(mine);
       T* values = reinterpret_cast<T*>(const_cast<char*>(base_) + beyond_) + static_cast<int64_t>(vector) * kWidth;
       const int until_next = static_cast<int>((kBytes - beyond_) / sizeof(T));
 #pragma unroll

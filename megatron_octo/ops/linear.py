@@ -23,8 +23,9 @@ from megatron_octo.ops.shard import VocabShard, join_stats, joined
 CHUNK_TOKENS = 4096
 VOCABULARY_BLOCK = 8192
 VOCABULARY_BLOCK_CUDA = 2048
-"""A tile of 34 MB, which a GPU's cache holds. At 8,192 tokens, hidden 4,096, vocabulary 131,072 and bf16 it makes the
-forward and backward pass 1.29 GB beside the inputs, 1.07 of them the weight's gradient; 8,192 would make it 1.54."""
+"""A tile of 34 MB, so that it may still be in a GPU's cache when it is read. At 8,192 tokens, hidden 4,096, vocabulary
+131,072 and bf16 it makes the forward and backward pass 1.29 GB beside the inputs, 1.07 of them the weight's gradient;
+8,192 would make it 1.54."""
 
 
 def linear_token_log_probs(
@@ -221,10 +222,10 @@ class _LinearTokenLogProbs(torch.autograd.Function):
                     )
                 )
             stats_of_blocks.append(torch.cat(stats_of_chunks, dim=1) if stats_of_chunks else nothing_4T)
-        stats_4T = joined(torch.stack(stats_of_blocks))
+        stats_4T = joined(torch.stack(stats_of_blocks), scale_T)
         if work.shard is not None:
-            stats_4T = join_stats(stats_4T, work.shard.group)
-        log_probs_T, log_sum_exp_T, entropy_T, log_sum_T = results_of(stats_4T, targets_T == work.ignore_index)
+            stats_4T = join_stats(stats_4T, scale_T, work.shard.group)
+        log_probs_T, log_sum_exp_T, entropy_T, log_sum_T = results_of(stats_4T, scale_T, targets_T == work.ignore_index)
         if any(ctx.needs_input_grad[:2]):
             ctx.save_for_backward(hidden_TH, weight_VH, targets_T, scale_T, stats_4T[0], log_sum_T, entropy_T)
             ctx.work = work

@@ -79,7 +79,7 @@ def inverse_temperature(temperature: float | torch.Tensor, like_TX: torch.Tensor
 
 
 def results_of(
-    stats_4T: torch.Tensor, ignored_T: torch.Tensor
+    stats_4T: torch.Tensor, scale_T: torch.Tensor, ignored_T: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """log_probs, log_sum_exp, entropy and the log of the sum, (tokens,) each, from the statistics of whole rows.
 
@@ -87,7 +87,8 @@ def results_of(
     """
     maximum_T, sum_T, weighted_T, target_T = stats_4T
     log_sum_T = sum_T.log()
-    results = ((target_T - maximum_T) - log_sum_T, maximum_T + log_sum_T, log_sum_T - weighted_T / sum_T)
+    log_probs_T = (target_T - maximum_T) * scale_T - log_sum_T
+    results = (log_probs_T, maximum_T * scale_T + log_sum_T, log_sum_T - weighted_T / sum_T)
     log_probs_T, log_sum_exp_T, entropy_T = (result.masked_fill(ignored_T, 0.0) for result in results)
     return log_probs_T, log_sum_exp_T, entropy_T, log_sum_T
 
@@ -135,8 +136,8 @@ class _TokenLogProbs(torch.autograd.Function):
         targets_T = targets_T.contiguous()
         stats_4T = kernels.token_stats(logits_TV, targets_T, scale_T, columns, first, ignore_index, with_entropy)
         if shard is not None:
-            stats_4T = join_stats(stats_4T, shard.group)
-        log_probs_T, log_sum_exp_T, entropy_T, log_sum_T = results_of(stats_4T, targets_T == ignore_index)
+            stats_4T = join_stats(stats_4T, scale_T, shard.group)
+        log_probs_T, log_sum_exp_T, entropy_T, log_sum_T = results_of(stats_4T, scale_T, targets_T == ignore_index)
         if ctx.needs_input_grad[0]:
             ctx.save_for_backward(logits_TV, targets_T, scale_T, stats_4T[0], log_sum_T, entropy_T)
             ctx.settings = (columns, first, ignore_index)

@@ -20,20 +20,23 @@ def token_stats(
     ignore_index: int,
     entropy: bool,
 ) -> torch.Tensor:
-    """Statistics of each row of z = logits * inverse_temperature over its first `columns` columns.
+    """Statistics of each row's first `columns` logits x.
+
+    Differences are taken before they are scaled: of scaled logits their rounding would be left.
 
     Args:
         first: vocabulary index of column 0.
         entropy: whether the third statistic is asked for.
 
     Returns:
-        (4, tokens): the maximum m; sum of exp(z - m); sum of (z - m) exp(z - m), or 0; z at the target, -inf where
-        another shard holds it. Rows of the ignore index are (0, 1, 0, 0).
+        (4, tokens): the maximum m; with d = (x - m) * inverse_temperature, sum of exp(d); sum of d exp(d), or 0; x at
+        the target, -inf where another shard holds it. Rows of the ignore index are (0, 1, 0, 0).
     """
     dtype = accumulation_dtype(logits_TV.dtype)
-    z_TV = logits_TV[:, :columns].to(dtype) * inverse_temperature_T.to(dtype)[:, None]
-    maximum_T = z_TV.amax(dim=1) if columns else z_TV.new_full((z_TV.size(0),), -torch.inf)
-    d_TV = z_TV - maximum_T.masked_fill(maximum_T == -torch.inf, 0.0)[:, None]
+    x_TV = logits_TV[:, :columns].to(dtype)
+    maximum_T = x_TV.amax(dim=1) if columns else x_TV.new_full((x_TV.size(0),), -torch.inf)
+    d_TV = x_TV - maximum_T.masked_fill(maximum_T == -torch.inf, 0.0)[:, None]
+    d_TV = d_TV * inverse_temperature_T.to(dtype)[:, None]
     e_TV = d_TV.exp()
     weighted_T = (
         (d_TV * e_TV).masked_fill(d_TV == -torch.inf, 0.0).sum(dim=1) if entropy else torch.zeros_like(maximum_T)
@@ -41,7 +44,7 @@ def token_stats(
     column_T = targets_T - first
     is_here_T = (column_T >= 0) & (column_T < columns)
     if columns:
-        at_target_T = z_TV.gather(1, column_T.clamp(0, columns - 1)[:, None])[:, 0]
+        at_target_T = x_TV.gather(1, column_T.clamp(0, columns - 1)[:, None])[:, 0]
         at_target_T = at_target_T.masked_fill(~is_here_T, -torch.inf)
     else:
         at_target_T = torch.full_like(maximum_T, -torch.inf)
@@ -62,8 +65,8 @@ def token_grad(
 ) -> None:
     """Write the gradient of the logits into `out_TV`, which may be the logits themselves.
 
-    With log p = z - maximum - log_sum: d log_prob / dz_v = [v is the target] - p_v; d log_sum_exp / dz_v = p_v;
-    d entropy / dz_v = -p_v (log p_v + entropy).
+    With z = x * inverse_temperature and log p = (x - maximum) * inverse_temperature - log_sum: d log_prob / dz_v =
+    [v is the target] - p_v; d log_sum_exp / dz_v = p_v; d entropy / dz_v = -p_v (log p_v + entropy).
 
     Args:
         rows_6T: maximum, log of the sum, entropy, and the gradients of log_prob, log_sum_exp and entropy.
@@ -71,7 +74,7 @@ def token_grad(
     dtype = accumulation_dtype(logits_TV.dtype)
     maximum_T, log_sum_T, entropy_T, grad_log_prob_T, grad_lse_T, grad_entropy_T = rows_6T.to(dtype)[:, :, None]
     scale_T = inverse_temperature_T.to(dtype)[:, None]
-    log_p_TV = logits_TV[:, :columns].to(dtype) * scale_T - maximum_T - log_sum_T
+    log_p_TV = (logits_TV[:, :columns].to(dtype) - maximum_T) * scale_T - log_sum_T
     p_TV = log_p_TV.exp()
     # p log p is 0 where p is
     surprise_TV = p_TV * (log_p_TV + entropy_T)

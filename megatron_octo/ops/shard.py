@@ -28,7 +28,7 @@ class VocabShard:
             )
 
 
-def join_stats(stats_4T: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
+def join_stats(stats_4T: torch.Tensor, scale_T: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
     """Statistics over the whole vocabulary from each rank's, in one all-reduce. Every rank of the group calls it.
 
     Each rank puts its own into its slot of a buffer of zeros, and the sum over ranks is everyone's: 16 bytes a token
@@ -38,14 +38,18 @@ def join_stats(stats_4T: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor
     all_R4T = stats_4T.new_zeros((ranks, *stats_4T.shape))
     all_R4T[rank] = stats_4T
     dist.all_reduce(all_R4T, group=group)
-    return joined(all_R4T)
+    return joined(all_R4T, scale_T)
 
 
-def joined(parts_R4T: torch.Tensor) -> torch.Tensor:
-    """(4, tokens) statistics of rows from those of their parts, (parts, 4, tokens), whatever the parts are."""
+def joined(parts_R4T: torch.Tensor, scale_T: torch.Tensor) -> torch.Tensor:
+    """(4, tokens) statistics of rows from those of their parts, (parts, 4, tokens), whatever the parts are.
+
+    Args:
+        scale_T: 1 / temperature.
+    """
     maximum_RT, sum_RT, weighted_RT, target_RT = parts_R4T.unbind(1)
     maximum_T = maximum_RT.amax(dim=0)
-    shift_RT = maximum_RT - maximum_T
+    shift_RT = (maximum_RT - maximum_T) * scale_T
     has_none_RT = maximum_RT == -torch.inf  # of a shard that is all padding, or all -inf
     factor_RT = shift_RT.exp().masked_fill(has_none_RT, 0.0)
     shift_RT = shift_RT.masked_fill(has_none_RT, 0.0)

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Everything of the kernels that needs a GPU, in one command and ten minutes, on a bare machine with torch, nvcc and what
-# is named below: build, tests, benchmarks. Nothing is installed. Results go to the folder given (default: gpu-results).
+# Everything of the kernels that needs a GPU, in one command and ten minutes, on a bare machine with torch, g++, nvcc and
+# what is named below: build, tests, benchmarks. Nothing is installed. Results go to the folder given (default: gpu-results).
 # A failing test is told at the end: the benchmarks run all the same.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
@@ -13,6 +13,10 @@ missing=$("$python" -c '
 from importlib.util import find_spec
 print(*(m for m in ("torch", "setuptools", "pytest", "pydantic", "rich", "matplotlib", "numpy") if find_spec(m) is None))')
 [[ -z $missing ]] || { echo "run.sh: $python has no $missing" >&2; exit 1; }
+for compiler in g++ nvcc; do
+  PATH=$PATH:/usr/local/cuda/bin command -v $compiler >/dev/null ||
+    { echo "run.sh: no $compiler, so there are no kernels to test" >&2; exit 1; }
+done
 "$python" -c 'import setuptools as s; raise SystemExit(int(s.__version__.split(".")[0]) < 77)' ||
   { echo "run.sh: the build needs setuptools 77 or later: $python -m pip install -U setuptools" >&2; exit 1; }
 "$python" -c 'import torch; raise SystemExit(not torch.cuda.is_available())' ||

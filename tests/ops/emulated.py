@@ -1,5 +1,6 @@
 """The CUDA kernels where no GPU is: csrc's CUDA code, compiled for tests/ops/emulation's stand-in for one."""
 
+import platform
 import shutil
 import subprocess
 from importlib.util import find_spec
@@ -25,6 +26,7 @@ def load(folder: Path) -> ModuleType:
     library = folder / "emulated.so"
     command = [
         "g++", "-shared", "-fPIC", "-std=c++20", "-O2", "-fno-strict-aliasing", "-fvisibility=hidden", "-Wall",
+        "-ffp-contract=fast", *(["-march=x86-64-v3"] if platform.machine() == "x86_64" else []),  # fused, as nvcc does
         "-fsanitize=alignment", "-fsanitize-undefined-trap-on-error",  # an unaligned access ends the process
         "-DUSE_CUDA", "-DTORCH_TARGET_VERSION=0x020b000000000000",
         *("-isystem", torch_folder / "include", "-isystem", headers, "-I", ROOT / "csrc"),

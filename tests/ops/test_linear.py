@@ -99,9 +99,21 @@ def as_on_cuda(emulated_operators, monkeypatch):
 @pytest.mark.parametrize(("chunk_tokens", "vocabulary_block"), [(4096, 2048), (5, 300), (4, 77)])
 def test_as_on_cuda(dtype, chunk_tokens, vocabulary_block, as_on_cuda):
     test_forward_and_backward(dtype, chunk_tokens, vocabulary_block)
-    if chunk_tokens == 5:
-        for way in ("transposed", "every other column", "one row expanded"):
-            test_strides(dtype, way)
+    if chunk_tokens != 5:
+        return
+    for way in ("transposed", "every other column", "one row expanded"):
+        test_strides(dtype, way)
+    test_temperature_of_each_token_and_a_peaked_row(dtype)
+
+
+def test_other_cases_as_on_cuda(as_on_cuda):
+    test_it_is_token_log_probs_of_the_product()
+    test_the_weights_gradient_is_summed_in_fp32_and_rounded_once()
+    test_ignored_tokens_are_left_out_of_the_products()
+    test_no_tokens(torch.bfloat16)
+    test_a_tied_weight_gathers_both_gradients()
+    for used in ("hidden", "weight"):
+        test_one_gradient_alone(used)
 
 
 @pytest.mark.parametrize(("m", "k", "n"), [(13, 66, 100), (130, 4100, 65), (1, 2, 1), (64, 2048, 64)])

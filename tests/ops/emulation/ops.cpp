@@ -38,7 +38,7 @@ __global__ void wrong_kernel(float* x, int64_t what) {
   if (what == kPartOfAWarp && threadIdx.x < 5) x[1] = __shfl_up_sync(~0u, x[0], 1);
   if (what == kUnaligned) {
     const octo::Words<4> words = *reinterpret_cast<const octo::Words<4>*>(x + 1);
-    x[0] = octo::cast<float>(words.words[0]);
+    x[0] = octo::bit_cast<float>(words.words[0]);
   }
 }
 
