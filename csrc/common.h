@@ -21,7 +21,8 @@ using torch::stable::Tensor;
 // Rows of `rows_6T`: what the backward pass needs of every token.
 enum GradRow { kMaximum, kLogSum, kEntropy, kGradLogProb, kGradLogSumExp, kGradEntropy, kGradRows };
 
-// d, a difference to the maximum, is held at this from below: exp(d) is exactly 0 there in fp32, and 0 * d is not NaN as 0 * -inf is.
+// Scaled differences to the maximum are held at this from below: exp of it is exactly 0 in fp32, and 0 times it is not NaN,
+// as 0 times -inf is.
 constexpr float kLowest = -200.0f;
 
 constexpr int64_t kMostColumns = int64_t{1} << 30;  // of a row: CUDA counts within one in 32 bits

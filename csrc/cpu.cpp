@@ -94,16 +94,16 @@ struct Stats {
 template <bool kWithEntropy, class T>
 Stats stats_of_row(const T* x, const Logits& at, int64_t target, float scale) {
   if (target == at.ignore) return {0.0f, 1.0f, 0.0f, 0.0f};
-  alignas(64) float z[kBlock];
+  alignas(64) float values[kBlock];
   float maximum = -kInfinity;
   double sum = 0.0, weighted = 0.0;
   for (int64_t begin = 0; begin < at.columns; begin += kBlock) {
     const int64_t n = std::min(kBlock, at.columns - begin);
-    widen(x + begin, n, z);
-    for (int64_t i = n; i % kLanes; ++i) z[i] = -kInfinity;  // whole lanes: what is added there is 0
+    widen(x + begin, n, values);
+    for (int64_t i = n; i % kLanes; ++i) values[i] = -kInfinity;  // whole lanes: what is added there is 0
     float top = -kInfinity;
 #pragma omp simd reduction(max : top)
-    for (int64_t i = 0; i < n; ++i) top = z[i] > top ? z[i] : top;
+    for (int64_t i = 0; i < n; ++i) top = values[i] > top ? values[i] : top;
     if (top > maximum) {
       if (maximum != -kInfinity) {
         const double shift = std::max((maximum - top) * scale, kLowest), factor = std::exp(shift);
@@ -119,7 +119,7 @@ Stats stats_of_row(const T* x, const Logits& at, int64_t target, float scale) {
       for (int64_t i = run; i < end; i += kLanes) {
 #pragma omp simd
         for (int64_t lane = 0; lane < kLanes; ++lane) {
-          float d = (z[i + lane] - base) * scale;
+          float d = (values[i + lane] - base) * scale;
           d = d < kLowest ? kLowest : d;  // NaN passes
           const float e = exp_of_negative(d);
           sums[lane] += e;
@@ -171,11 +171,11 @@ Tensor token_stats(const Tensor& logits, const Tensor& targets, const Tensor& in
   return stats;
 }
 
-// One row of the gradient. With z = scale x, log p = scale (x - maximum) - log_sum and p = exp(log p):
+// One row of the gradient. With log p = scale (x - maximum) - log_sum, p = exp(log p), and derivatives by z = scale x:
 //   d log_prob / dz_v = [v is the target] - p_v,   d log_sum_exp / dz_v = p_v,   d entropy / dz_v = -p_v (log p_v + H)
 template <class In, class Out>
 void grad_of_row(const In* x, Out* out, const Logits& at, int64_t target, float scale, const float* row) {
-  alignas(64) float z[kBlock];
+  alignas(64) float values[kBlock];  // logits, then their gradients
   if (target == at.ignore) {
     for (int64_t i = 0; i < at.stored; ++i) out[i] = static_cast<Out>(0.0f);
     return;
@@ -196,14 +196,14 @@ void grad_of_row(const In* x, Out* out, const Logits& at, int64_t target, float 
   }
   for (int64_t begin = 0; begin < at.columns; begin += kBlock) {
     const int64_t n = std::min(kBlock, at.columns - begin);
-    widen(x + begin, n, z);
+    widen(x + begin, n, values);
 #pragma omp simd
     for (int64_t i = 0; i < n; ++i) {
-      float lp = (z[i] - maximum) * scale - log_sum;
+      float lp = (values[i] - maximum) * scale - log_sum;
       lp = lp < kLowest ? kLowest : lp;
-      z[i] = scale * exp_of_negative(lp) * (grad_p - grad_entropy * (lp + entropy));
+      values[i] = scale * exp_of_negative(lp) * (grad_p - grad_entropy * (lp + entropy));
     }
-    narrow(z, n, out + begin);
+    narrow(values, n, out + begin);
   }
   if (is_here) narrow(&at_target, 1, out + column);
   for (int64_t i = at.columns; i < at.stored; ++i) out[i] = static_cast<Out>(0.0f);

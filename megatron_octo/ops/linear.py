@@ -45,8 +45,9 @@ def linear_token_log_probs(
     """Log-probability of each target under softmax(hidden @ weight.T / temperature), and on request the entropy.
 
     Differentiable in hidden states and weight through all three results, together or alone; once. The same results as
-    `token_log_probs` of the logits, which are never held as a whole: extra memory is one fp32 tile of
-    chunk_tokens x vocabulary_block, and a block of the weight's gradient. Tied weights are given as any other.
+    `token_log_probs` of the logits, which are never held as a whole: beside the gradients, extra memory is one fp32
+    tile of chunk_tokens x vocabulary_block, and in fp32 a block of the weight's gradient and the hidden states'. Tied
+    weights are given as any other.
 
     Args:
         hidden_TH: (tokens, hidden), fp32, bf16, fp16 or fp64.
@@ -240,7 +241,7 @@ class _LinearTokenLogProbs(torch.autograd.Function):
         work: _Work = ctx.work
         grad_log_probs_T, grad_lse_T, grad_entropy_T = grads
         if not work.with_entropy:
-            grad_entropy_T = torch.zeros_like(grad_log_probs_T)
+            entropy_T = grad_entropy_T = torch.zeros_like(grad_log_probs_T)
         rows_6T = torch.stack([maximum_T, log_sum_T, entropy_T, grad_log_probs_T, grad_lse_T, grad_entropy_T])
         of_rows = (targets_T, scale_T, rows_6T)
         grad_hidden_TH, grad_weight_VH = _gradients(work, hidden_TH, weight_VH, of_rows, *ctx.needs_input_grad[:2])

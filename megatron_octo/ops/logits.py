@@ -30,7 +30,7 @@ def token_log_probs(
     Args:
         logits_TV: (tokens, vocabulary), fp32, bf16, fp16 or fp64; any strides, any vocabulary size.
         targets_T: (tokens,) int64. One outside the vocabulary that is not `ignore_index` gives -inf.
-        temperature: one number, or (tokens,); positive. No gradient flows to it.
+        temperature: one number, or (tokens,); positive (of tensors unchecked). No gradient flows to it.
         return_entropy: the entropy of the temperature-scaled distribution.
         ignore_index: tokens with this target give 0 everywhere, and no gradient.
         shard: this rank's columns, where the vocabulary is split over a group.
@@ -152,7 +152,7 @@ class _TokenLogProbs(torch.autograd.Function):
         logits_TV, targets_T, scale_T, maximum_T, log_sum_T, entropy_T = ctx.saved_tensors
         grad_log_probs_T, grad_lse_T, grad_entropy_T = grads
         if not ctx.with_entropy:
-            grad_entropy_T = torch.zeros_like(grad_log_probs_T)
+            entropy_T = grad_entropy_T = torch.zeros_like(grad_log_probs_T)
         rows_6T = torch.stack([maximum_T, log_sum_T, entropy_T, grad_log_probs_T, grad_lse_T, grad_entropy_T])
         out_TV = (
             logits_TV if ctx.in_place else torch.empty(logits_TV.shape, dtype=logits_TV.dtype, device=logits_TV.device)

@@ -7,6 +7,9 @@ import torch.distributed as dist
 
 from megatron_octo.errors import OperatorError
 
+_LOWEST = -1e4
+"""exp of it is 0 in fp64, too."""
+
 
 @dataclass(frozen=True)
 class VocabShard:
@@ -52,7 +55,8 @@ def joined(parts_R4T: torch.Tensor, scale_T: torch.Tensor) -> torch.Tensor:
     shift_RT = (maximum_RT - maximum_T) * scale_T
     has_none_RT = maximum_RT == -torch.inf  # of a shard that is all padding, or all -inf
     factor_RT = shift_RT.exp().masked_fill(has_none_RT, 0.0)
-    shift_RT = shift_RT.masked_fill(has_none_RT, 0.0)
+    # held where exp is 0: of a part that is masked by its dtype's lowest number it may be -inf, and 0 x -inf is NaN
+    shift_RT = shift_RT.masked_fill(has_none_RT, 0.0).clamp(min=_LOWEST)
     # a sum that is NaN must stay one, also where its maximum said nothing
     sum_T = torch.where(has_none_RT & ~sum_RT.isnan(), 0.0, factor_RT * sum_RT).sum(dim=0)
     weighted_T = (factor_RT * (weighted_RT + shift_RT * sum_RT)).sum(dim=0)

@@ -113,14 +113,25 @@ def _shape(rl: RlSection) -> str:
 
 
 def command_line(options: Mapping[str, Any]) -> list[str]:
-    """Options as OpenRLHF's parser takes them: a flag where the value is true, nothing where it is false."""
+    """Options as OpenRLHF's parser takes them: a flag where the value is true, nothing where it is false.
+
+    A value is in its option's word, so that one like -1e-05 is not taken for another option; a list's cannot be.
+
+    Raises:
+        RecipeError: a list with an entry that would be taken for an option.
+    """
     words: list[str] = []
     for name, value in options.items():
         if value is False or value is None:
             continue
-        words.append(f"--{name}")
-        if value is not True:
-            words += [str(part) for part in value] if isinstance(value, list | tuple) else [str(value)]
+        if value is True:
+            words.append(f"--{name}")
+        elif isinstance(value, list | tuple):
+            if taken := [part for part in value if str(part).startswith("--") or ("e-" in str(part) and part < 0)]:
+                raise RecipeError(f"rl.openrlhf.{name}: {taken[0]} would be taken for an option; give another value")
+            words += [f"--{name}", *(str(part) for part in value)]
+        else:
+            words.append(f"--{name}={value}")
     return words
 
 

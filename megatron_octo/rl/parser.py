@@ -29,28 +29,28 @@ def check_command_line(words: Sequence[str]) -> None:
 
     Raises:
         RecipeError: an option that it does not have, or a value that it does not take.
-        RuntimeSetupError: no parser is found where it was in the version that is known.
+        RuntimeSetupError: no parser is found where the known version has it.
     """
-    package = find_spec("openrlhf")
-    assert package is not None and package.submodule_search_locations
-    path = Path(package.submodule_search_locations[0]) / "cli/train_ppo_ray.py"
-    parser = _Parser(prog="OpenRLHF", allow_abbrev=False)
-    names = {"parser": parser, "datetime": datetime, "os": os}  # what they name of its module
-    statements = ast.Module(_parser_statements(path), type_ignores=[])
-    exec(compile(statements, str(path), "exec"), names)  # noqa: S102 - what `octo rl` runs a moment later
+    parser = _Parser(prog="OpenRLHF", allow_abbrev=False, add_help=False)
+    names = {"parser": parser, "datetime": datetime, "os": os}  # what the statements name of their module
+    try:
+        package = find_spec("openrlhf")
+        path = Path(((package and package.submodule_search_locations) or ["openrlhf"])[0]) / "cli/train_ppo_ray.py"
+        statements = ast.Module(_parser_statements(path.read_text()), type_ignores=[])
+        exec(compile(statements, str(path), "exec"), names)  # noqa: S102 - what `octo rl` runs a moment later
+    except (OSError, NameError, LookupError) as error:
+        raise RuntimeSetupError(
+            f"{path}: no argument parser where OpenRLHF 0.11.2 has one ({error}); reinstall that version"
+        ) from None
     parser.parse_args(list(words))
 
 
-def _parser_statements(path: Path) -> list[ast.stmt]:
-    """Those between `parser = argparse.ArgumentParser()` and `parser.parse_args()`."""
-    for block in ast.parse(path.read_text()).body:
+def _parser_statements(source: str) -> list[ast.stmt]:
+    """Those between `_FIRST` and `_LAST`."""
+    for block in ast.parse(source).body:
         if not isinstance(block, ast.If) or "__main__" not in ast.unparse(block.test):
             continue
         sources = [ast.unparse(statement) for statement in block.body]
-        if "parser = argparse.ArgumentParser()" in sources and "args = parser.parse_args()" in sources:
-            first, last = (
-                sources.index("parser = argparse.ArgumentParser()"),
-                sources.index("args = parser.parse_args()"),
-            )
-            return block.body[first + 1 : last]
-    raise RuntimeSetupError(f"{path}: no argument parser where OpenRLHF 0.11.2 has one; reinstall that version")
+        if _FIRST in sources and _LAST in sources:
+            return block.body[sources.index(_FIRST) + 1 : sources.index(_LAST)]
+    raise LookupError(f"nothing between `{_FIRST}` and `{_LAST}`")

@@ -84,6 +84,13 @@ def masked(tokens: int, vocabulary: int, generator: torch.Generator) -> torch.Te
     return logits
 
 
+def floored(tokens: int, vocabulary: int, generator: torch.Generator) -> torch.Tensor:
+    """Most of them, whole shards, masked by about the lowest number there is: scaled, or less another, it is -inf."""
+    logits = normal(tokens, vocabulary, generator)
+    logits[:, : 7 * vocabulary // 10] = -3e38
+    return logits
+
+
 def peaked(tokens: int, vocabulary: int, generator: torch.Generator) -> torch.Tensor:
     """One probability near 1: of 1 - p nothing is left in 16 bits."""
     logits = normal(tokens, vocabulary, generator)
@@ -98,12 +105,12 @@ def rising(tokens: int, vocabulary: int, generator: torch.Generator) -> torch.Te
 
 
 KINDS: dict[str, Callable[[int, int, torch.Generator], torch.Tensor]] = {
-    "normal": normal, "negative": negative, "masked": masked, "peaked": peaked, "rising": rising,
+    "normal": normal, "negative": negative, "masked": masked, "floored": floored, "peaked": peaked, "rising": rising,
 }  # fmt: skip
 
 
 def make(kind: str, tokens: int, vocabulary: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits and targets, on the default device; a target is never at a logit of -inf, where the log-prob is -inf."""
+    """Logits and targets, on the default device; a target is never where one is masked."""
     generator = torch.Generator().manual_seed(vocabulary)
     with torch.device("cpu"):  # where the generator is: every device has the same values
         logits = KINDS[kind](tokens, vocabulary, generator).to(dtype)
@@ -111,8 +118,8 @@ def make(kind: str, tokens: int, vocabulary: int, dtype: torch.dtype) -> tuple[t
             targets = torch.arange(tokens) % vocabulary
             targets[::2] = torch.randint(vocabulary, (len(targets[::2]),), generator=generator)
         else:
-            finite = logits.float().isfinite().float()
-            targets = torch.multinomial(finite, 1, generator=generator)[:, 0]
+            likely = (logits.float() > -1e30).float()
+            targets = torch.multinomial(likely, 1, generator=generator)[:, 0]
     return logits.to(torch.get_default_device()), targets.to(torch.get_default_device())
 
 

@@ -216,6 +216,11 @@ def test_ignored_tokens_are_left_out_of_the_products():
     assert result.log_probs.isfinite().all() and not result.log_probs[[0, 5, 12]].any()
     (result.log_probs + result.entropy + result.log_sum_exp).sum().backward()
     assert w.grad.isfinite().all() and not h.grad[[0, 5, 12]].any() and h.grad[1].any()
+    kept, temperature = targets != -100, torch.linspace(0.7, 3.0, 13)
+    ones = (torch.ones(10), torch.zeros(10), torch.zeros(10))
+    reference, *_ = reference_of(h[kept], w, targets[kept], ones, temperature[kept])
+    result = linear_token_log_probs(h, w, targets, temperature=temperature)
+    torch.testing.assert_close(result.log_probs[kept].double(), reference.log_probs, rtol=0, atol=FORWARD_ATOL)
     none = linear_token_log_probs(h, w, torch.full((13,), -100))
     assert not none.log_probs.any() and none.log_probs.shape == (13,)
 

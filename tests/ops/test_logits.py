@@ -93,7 +93,8 @@ def test_an_upstream_gradient_of_stride_0(implementation):
 def test_the_gradient_at_a_probability_near_1(dtype, logit, temperature, implementation):
     """p of 0.9, 0.99 and more: formed in bf16, 1 - p was 100% wrong in a kernel of the field.
 
-    Of scaled logits, the difference to the maximum is the rounding of a product (1e-5 at 97.3), not 0.
+    Were logits scaled before they are subtracted, the difference at the maximum would be a product's rounding, 1e-5 at
+    97.3, and not 0.
     """
     logits = torch.zeros(1, 100, dtype=dtype)
     logits[0, 3] = logit

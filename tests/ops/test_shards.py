@@ -22,7 +22,7 @@ if len(sys.argv) > 1:                      # the last rank has nothing but paddi
     bounds[-2] = V
 first, size, padding = bounds[rank], bounds[rank + 1] - bounds[rank], 3 * rank
 shard = VocabShard(dist.group.WORLD, first, size)
-for kind in ("normal", "masked", "peaked", "negative"):
+for kind in ("normal", "masked", "floored", "peaked", "negative"):
     for dtype in (torch.float32, torch.bfloat16):
         logits, targets = make(kind, T, V, dtype)
         targets[4] = -100
@@ -42,6 +42,12 @@ for kind in ("normal", "masked", "peaked", "negative"):
         tolerance = dict(rtol=2e-5, atol=1e-7) if dtype == torch.float32 else dict(rtol=2**-7, atol=1e-6)
         torch.testing.assert_close(mine.grad[:, :size], whole.grad[:, first : first + size], **tolerance)
         assert not mine.grad[:, size:].any()
+        grads = []                                               # without the entropy
+        for x, of in ((whole, None), (mine, shard)):
+            x.grad = None
+            token_log_probs(x, targets, temperature=0.7, shard=of).log_probs.backward(weights[0])
+            grads.append(x.grad)
+        torch.testing.assert_close(grads[1][:, :size], grads[0][:, first : first + size], **tolerance)
         # every rank has the same bits
         everyone = [torch.empty_like(part.log_probs) for _ in range(ranks)]
         dist.all_gather(everyone, part.log_probs.detach())
@@ -53,12 +59,13 @@ for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 2**-7)):
     targets = torch.randint(V, (T,), generator=generator)
     targets[2] = -100
     h1, w1 = h.clone().requires_grad_(), w.clone().requires_grad_()
-    one = linear_token_log_probs(h1, w1, targets, return_entropy=True)
+    temperature = torch.linspace(0.7, 2.0, T)
+    one = linear_token_log_probs(h1, w1, targets, temperature=temperature, return_entropy=True)
     (one.log_probs + 0.3 * one.entropy).sum().backward()
     h2 = h.clone().requires_grad_()
     w2 = torch.cat([w[first : first + size], torch.full((padding, 16), 1e9, dtype=dtype)]).requires_grad_()
     part = linear_token_log_probs(
-        h2, w2, targets, return_entropy=True, shard=shard, vocabulary_block=99, chunk_tokens=4
+        h2, w2, targets, temperature=temperature, return_entropy=True, shard=shard, vocabulary_block=99, chunk_tokens=4
     )
     (part.log_probs + 0.3 * part.entropy).sum().backward()
     torch.testing.assert_close(part.log_probs, one.log_probs, rtol=1e-5, atol=1e-5)

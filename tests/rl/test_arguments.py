@@ -1,13 +1,15 @@
 """A recipe's rl section in OpenRLHF's own options, as its own parser reads them."""
 
 import re
+from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from megatron_octo.errors import RecipeError, RuntimeSetupError
 from megatron_octo.recipe.rl import BuiltinPrompts, LengthLimit, RlSection
-from megatron_octo.rl import launch
+from megatron_octo.rl import launch, parser
 from megatron_octo.rl.arguments import command_line, gpus_of, options_of
 from megatron_octo.rl.parser import check_command_line
 
@@ -32,8 +34,10 @@ def test_the_papers_settings():
 
 
 def test_flags_are_words_alone_and_lists_are_spread():
-    words = command_line({"a.on": True, "a.off": False, "a.none": None, "b": [0.5, 5.0], "c": 3})
-    assert words == ["--a.on", "--b", "0.5", "5.0", "--c", "3"]
+    words = command_line({"a.on": True, "a.off": False, "a.none": None, "b": [0.5, 5.0], "c": 3, "d": -1e-5})
+    assert words == ["--a.on", "--b", "0.5", "5.0", "--c=3", "--d=-1e-05"]
+    with pytest.raises(RecipeError, match=r"rl.openrlhf.b: --c would be taken for an option"):
+        command_line({"b": ["--c", "1"]})
 
 
 def test_what_has_no_name_passes_through():
@@ -92,27 +96,50 @@ def test_another_version_of_openrlhf_is_refused(monkeypatch):
         launch._check_packages()
 
 
+needs_openrlhf = pytest.mark.skipif(find_spec("openrlhf") is None, reason="OpenRLHF is not installed")
+
+
+@needs_openrlhf
 @pytest.mark.parametrize("algorithm", ["gae", "group_norm", "rloo"])
 def test_openrlhf_takes_every_option(algorithm):
-    """By its own parser: ours, and what we suggest."""
-    rl = section(algorithm=algorithm, kl_coefficient=0.1, openrlhf={"actor.adam.betas": [0.9, 0.999]})
+    """By its own parser: ours, and others with values of all kinds."""
+    others = {"actor.adam.betas": [0.9, 0.999], "reward.clip_range": [-1.5, 10], "actor.min_lr_ratio": -1e-5}
+    rl = section(algorithm=algorithm, kl_coefficient=0.1, openrlhf=others)
     check_command_line(command_line(options(rl, on_cpu=True, validation=Path("v.jsonl"))))
 
 
+@needs_openrlhf
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        ({"actor.max_nrom": 0.5}, "unrecognized arguments: --actor.max_nrom 0.5"),
-        ({"actor.max_nor": 0.5}, "unrecognized arguments: --actor.max_nor 0.5"),
+        ({"actor.max_nrom": 0.5}, "unrecognized arguments: --actor.max_nrom=0.5"),
+        ({"actor.max_nor": 0.5}, "unrecognized arguments: --actor.max_nor=0.5"),
         ({"actor.max_norm": "small"}, "argument --actor.max_norm: invalid float value: 'small'"),
-        ({"actor.optim": "sgd"}, "argument --actor.optim: invalid choice: 'sgd' (choose from 'adam', 'muon')"),
+        ({"actor.optim": "sgd"}, "argument --actor.optim: invalid choice: 'sgd'"),
         ({"actor.adam.betas": 0.9}, "argument --actor.adam.betas: expected 2 arguments"),
-        ({"train.colocate_all": "yes"}, "unrecognized arguments: yes"),
+        ({"train.colocate_all": "yes"}, "argument --train.colocate_all: ignored explicit argument 'yes'"),
+        ({"help": True}, "unrecognized arguments: --help"),
     ],
 )
 def test_what_openrlhf_does_not_take_is_refused_before_ray_starts(extra, message):
     with pytest.raises(RecipeError, match=re.escape(f"rl: OpenRLHF refuses its options: {message}")):
         check_command_line(command_line(options(section(openrlhf=extra))))
+
+
+def test_an_openrlhf_without_the_parser_that_is_known_is_refused(tmp_path, monkeypatch):
+    place = tmp_path / "cli/train_ppo_ray.py"
+    monkeypatch.setattr(parser, "find_spec", lambda name: SimpleNamespace(submodule_search_locations=[str(tmp_path)]))
+    place.parent.mkdir()
+    between = (
+        "if __name__ == '__main__':\n    parser = argparse.ArgumentParser()\n    {}\n    args = parser.parse_args()\n"
+    )
+    for source in (None, "print()", between.format("unknown()")):
+        if source is not None:
+            place.write_text(source)
+        with pytest.raises(RuntimeSetupError, match=r"no argument parser where OpenRLHF 0\.11\.2 has one"):
+            check_command_line([])
+    place.write_text(between.format("pass"))
+    check_command_line([])
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,75 @@
+"""examples/midtrain.sh and `octo data prepare --executor slurm` on a real SLURM."""
+
+import json
+import time
+
+import pytest
+
+from tests.support import MINI, ROOT, octo
+
+STEPS = 400
+LONGER = ["-s", f"stages.stable.tokens={STEPS * 512}", "-s", "parallel.data=auto"]
+ONE_NODE = ["--nodes=1", "--ntasks-per-node=2", "--gpus-per-node=2", "--cpus-per-task=1", "--time=10"]
+
+
+@pytest.fixture
+def submit(cluster, workplace):
+    """Submit a stage of mini in a folder of its own; the job's number."""
+    folder = workplace("slurm")
+
+    def submit_stage(stage, *slurm):
+        words = [
+            *ONE_NODE,
+            f"--output={folder}/{stage}.txt",
+            *slurm,
+            str(ROOT / "examples/midtrain.sh"),
+            str(MINI),
+            stage,
+        ]
+        return cluster.submit(*words, *LONGER, OCTO_RUNS=str(folder / "runs"), OCTO_HOME=str(ROOT))
+
+    submit_stage.folder = folder
+    return submit_stage
+
+
+def steps_of(folder, stage):
+    path = folder / f"runs/mini/stages/{stage}/metrics.jsonl"
+    return [json.loads(line)["step"] for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def test_a_stage_is_put_back_in_the_queue_and_its_branch_follows(cluster, submit):
+    stable = submit("stable")
+    decay = submit("decay", f"--dependency=afterok:{stable}", "--kill-on-invalid-dep=yes")
+    end = time.monotonic() + 120
+    while len(steps_of(submit.folder, "stable")) < 20:
+        assert time.monotonic() < end and cluster.state(stable) in ("PENDING", "RUNNING"), log_of(submit, "stable")
+        time.sleep(0.1)
+    assert cluster.state(decay) == "PENDING"
+    cluster.run("scancel", "--batch", "--signal=USR1", stable)  # what SLURM sends before the time limit
+    assert cluster.wait(stable) == "COMPLETED", log_of(submit, "stable")
+    assert cluster.wait(decay) == "COMPLETED", log_of(submit, "decay")
+    assert "Restarts=1" in cluster.run("scontrol", "show", "job", stable)
+    assert steps_of(submit.folder, "stable") == list(range(1, STEPS + 1))
+    for stage in ("stable", "decay"):
+        assert (submit.folder / f"runs/mini/stages/{stage}/result.json").is_file()
+
+
+def test_a_stage_that_fails_takes_its_branch_with_it(cluster, submit):
+    broken = submit("nothing")
+    branch = submit("decay", f"--dependency=afterok:{broken}", "--kill-on-invalid-dep=yes")
+    assert cluster.wait(broken) == "FAILED"
+    assert "nothing" in log_of(submit, "nothing")
+    assert cluster.wait(branch) == "CANCELLED"
+    assert not (submit.folder / "runs/mini/stages/decay").exists()
+
+
+def test_data_is_prepared_by_an_array(cluster, tmp_path, monkeypatch):
+    monkeypatch.setenv("SLURM_CONF", cluster.environment["SLURM_CONF"])
+    options = ["--executor", "slurm", "--executor-option", "partition=debug", "--executor-option", "time=0:10:00"]
+    octo("data", "prepare", str(MINI), "--workers", "2", *options, cwd=tmp_path)
+    assert (tmp_path / "runs/mini/data").is_dir()
+
+
+def log_of(submit, stage):
+    path = submit.folder / f"{stage}.txt"
+    return path.read_text()[-3000:] if path.is_file() else "no log"
