@@ -1,5 +1,6 @@
 """A recipe's `rl` section in OpenRLHF 0.11.2's own options."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ _OURS = {
     "actor.num_nodes", "critic.num_nodes", "ref.num_nodes",
 }  # fmt: skip
 """Options that change what is run, beside those that a section always sets."""
+_NEGATIVE = re.compile(r"-\d+|-\d*\.\d+")
+"""What argparse takes for a number."""
 _FREE = {"vllm.gpu_memory_utilization", "vllm.enforce_eager", "ds.attn_implementation", "actor.entropy_coef"}
 """Options that we only suggest."""
 
@@ -127,9 +130,10 @@ def command_line(options: Mapping[str, Any]) -> list[str]:
         if value is True:
             words.append(f"--{name}")
         elif isinstance(value, list | tuple):
-            if taken := [part for part in value if str(part).startswith("--") or ("e-" in str(part) and part < 0)]:
+            parts = [str(part) for part in value]
+            if taken := [part for part in parts if part.startswith("-") and not _NEGATIVE.fullmatch(part)]:
                 raise RecipeError(f"rl.openrlhf.{name}: {taken[0]} would be taken for an option; give another value")
-            words += [f"--{name}", *(str(part) for part in value)]
+            words += [f"--{name}", *parts]
         else:
             words.append(f"--{name}={value}")
     return words

@@ -194,6 +194,7 @@ def _train(recipe: Recipe, run: RunFolder, stage: str, options: StageOptions, ra
             display.say(f"stopped at step {progress.step} of {steps}, saved; run it again to go on")
         return finished
     finally:
+        stop_signal.ignore_another()
         if display is not None:
             display.close()
         if writer is not None:
@@ -203,7 +204,11 @@ def _train(recipe: Recipe, run: RunFolder, stage: str, options: StageOptions, ra
 
 
 class _StopSignal:
-    """SIGTERM, SIGINT or SIGUSR1 (SLURM's warning before the time limit): finish the step, save, stop."""
+    """SIGTERM, SIGINT or SIGUSR1 (SLURM's warning before the time limit): finish the step, save, stop.
+
+    SIGUSR1 may come more than once, and late: as Python ends it takes its handlers away, and one that came then would
+    kill a rank that has saved, so that its job would fail where it should be put back in the queue.
+    """
 
     def __init__(self) -> None:
         self._requested = False
@@ -215,6 +220,9 @@ class _StopSignal:
 
     def requested(self) -> bool:
         return self._requested
+
+    def ignore_another(self) -> None:
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
 
 def _progress_of(origin: Origin) -> Progress:

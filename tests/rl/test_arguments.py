@@ -38,6 +38,8 @@ def test_flags_are_words_alone_and_lists_are_spread():
     assert words == ["--a.on", "--b", "0.5", "5.0", "--c=3", "--d=-1e-05"]
     with pytest.raises(RecipeError, match=r"rl.openrlhf.b: --c would be taken for an option"):
         command_line({"b": ["--c", "1"]})
+    with pytest.raises(RecipeError, match=r"rl.openrlhf.b: -1e-05 would be taken for an option"):
+        command_line({"b": [-1e-5, 1.0]})
 
 
 def test_what_has_no_name_passes_through():
@@ -130,9 +132,8 @@ def test_an_openrlhf_without_the_parser_that_is_known_is_refused(tmp_path, monke
     place = tmp_path / "cli/train_ppo_ray.py"
     monkeypatch.setattr(parser, "find_spec", lambda name: SimpleNamespace(submodule_search_locations=[str(tmp_path)]))
     place.parent.mkdir()
-    between = (
-        "if __name__ == '__main__':\n    parser = argparse.ArgumentParser()\n    {}\n    args = parser.parse_args()\n"
-    )
+    lines = ("if __name__ == '__main__':", "parser = argparse.ArgumentParser()", "{}", "args = parser.parse_args()")
+    between = "\n    ".join(lines)
     for source in (None, "print()", between.format("unknown()")):
         if source is not None:
             place.write_text(source)
