@@ -27,6 +27,8 @@ MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))
 export MASTER_ADDR MASTER_PORT CUDA_DEVICE_MAX_CONNECTIONS=1
 export OCTO_RUNS=${OCTO_RUNS:-$PWD/runs}
+# the run's name is its folder's: RECIPE may be a file, and `-s name=mine` another run
+name=$(.venv/bin/octo recipe "$recipe" "$@" 2>/dev/null | sed -n 's/^name: //p' || true)
 
 asked_to_stop=
 trap 'asked_to_stop=1; kill -USR1 "$steps" 2>/dev/null || true' USR1
@@ -37,7 +39,7 @@ wait "$steps" || status=$?
 if [ -n "$asked_to_stop" ]; then  # the first wait ended with the signal
   status=0
   wait "$steps" || status=$?
-  if [ ! -f "$OCTO_RUNS/$recipe/stages/$stage/result.json" ] && [ "$status" -eq 0 ]; then
+  if [ ! -f "$OCTO_RUNS/${name:-$recipe}/stages/$stage/result.json" ] && [ "$status" -eq 0 ]; then
     scontrol requeue "$SLURM_JOB_ID"
   fi
 fi

@@ -22,6 +22,8 @@ recipe=$1 stage=$2
 shift 2
 cd "${OCTO_HOME:-$SLURM_SUBMIT_DIR}"
 export OCTO_RUNS=${OCTO_RUNS:-$PWD/runs}
+# the run's name is its folder's: RECIPE may be a file, and `-s name=mine` another run
+name=$(.venv/bin/octo recipe "$recipe" "$@" 2>/dev/null | sed -n 's/^name: //p' || true)
 
 mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 head=${nodes[0]}
@@ -61,7 +63,7 @@ status=0
 wait "$run" || status=$?
 if [ -n "$asked_to_stop" ]; then # the first wait ended with the signal
   wait "$run" || true
-  if [ ! -f "$OCTO_RUNS/$recipe/rl/$stage/result.json" ]; then
+  if [ ! -f "$OCTO_RUNS/${name:-$recipe}/rl/$stage/result.json" ]; then
     scontrol requeue "$SLURM_JOB_ID"
   fi
   status=0

@@ -9,7 +9,7 @@ from tests.support import MINI, ROOT, octo
 
 STEPS = 400
 LONGER = ["-s", f"stages.stable.tokens={STEPS * 512}", "-s", "parallel.data=auto"]
-ONE_NODE = ["--nodes=1", "--ntasks-per-node=2", "--gpus-per-node=2", "--cpus-per-task=1", "--time=10"]
+ONE_NODE = ["--nodes=1", "--ntasks-per-node=2", "--gpus-per-node=2", "--cpus-per-task=1", "--time=60"]
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def test_a_stage_is_put_back_in_the_queue_and_its_branch_follows(cluster, submit
     cluster.run("scancel", "--batch", "--signal=USR1", stable)  # what SLURM sends before the time limit
     assert cluster.wait(stable) == "COMPLETED", log_of(submit, "stable")
     assert cluster.wait(decay) == "COMPLETED", log_of(submit, "decay")
-    assert "Restarts=1" in cluster.run("scontrol", "show", "job", stable)
+    assert "Restarts=1 " in cluster.run("scontrol", "show", "job", stable), log_of(submit, "stable")
     assert steps_of(submit.folder, "stable") == list(range(1, STEPS + 1))
     for stage in ("stable", "decay"):
         assert (submit.folder / f"runs/mini/stages/{stage}/result.json").is_file()
