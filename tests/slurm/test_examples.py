@@ -37,6 +37,7 @@ def steps_of(folder, stage):
     return [json.loads(line)["step"] for line in path.read_text().splitlines()] if path.is_file() else []
 
 
+@pytest.mark.slow
 def test_a_stage_is_put_back_in_the_queue_and_its_branch_follows(cluster, submit):
     stable = submit("stable")
     decay = submit("decay", f"--dependency=afterok:{stable}", "--kill-on-invalid-dep=yes")
@@ -63,6 +64,7 @@ def test_a_stage_that_fails_takes_its_branch_with_it(cluster, submit):
     assert not (submit.folder / "runs/mini/stages/decay").exists()
 
 
+@pytest.mark.slow
 def test_data_is_prepared_by_an_array(cluster, tmp_path, monkeypatch):
     monkeypatch.setenv("SLURM_CONF", cluster.environment["SLURM_CONF"])
     options = ["--executor", "slurm", "--executor-option", "partition=debug", "--executor-option", "time=0:10:00"]
