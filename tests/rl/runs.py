@@ -8,6 +8,14 @@ import psutil
 import pytest
 
 WIDER = ["-s", "model.architecture.head_dim=32", "-s", "train.learning_rate=1e-2"]
+RL = (
+    "rl={prompts: {kind: builtin, count: 12}, prompts_per_step: 4, samples_per_prompt: 2, mini_batch_prompts: 4, "
+    "micro_batch_size: 8, max_prompt_tokens: 24, learning_rate: 1e-4, save_every: 1, check_sync: true, "
+    # mini answers nothing right; what is cut loses, so that rewards differ and weights move
+    "stop: ['0', '1'], reward: {truncated_penalty: 0.5}, "
+    "response_tokens: [{from_step: 0, tokens: 8}, {from_step: 2, tokens: 16}]}"
+)
+"""An `rl` section of three steps."""
 needs_rl = pytest.mark.skipif(
     any(find_spec(name) is None for name in ("openrlhf", "ray", "deepspeed", "vllm")), reason="no OpenRLHF, Ray or vLLM"
 )

@@ -7,17 +7,10 @@ import subprocess
 import sys
 import time
 
-from tests.rl.runs import WIDER, gone, needs_rl, processes_of
+from tests.rl.runs import RL, WIDER, gone, needs_rl, processes_of
 from tests.support import MINI, lines, octo
 
 pytestmark = needs_rl
-RL = (
-    "rl={prompts: {kind: builtin, count: 12}, prompts_per_step: 4, samples_per_prompt: 2, mini_batch_prompts: 4, "
-    "micro_batch_size: 8, max_prompt_tokens: 24, learning_rate: 1e-4, save_every: 1, check_sync: true, "
-    # mini answers nothing right; what is cut loses, so that rewards differ and weights move
-    "stop: ['0', '1'], reward: {truncated_penalty: 0.5}, "
-    "response_tokens: [{from_step: 0, tokens: 8}, {from_step: 2, tokens: 16}]}"
-)
 
 
 def refused(folder, *settings, stage="stable", rl=RL):
