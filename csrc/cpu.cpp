@@ -239,6 +239,9 @@ void token_grad(const Tensor& logits, const Tensor& targets, const Tensor& inver
   STD_TORCH_CHECK(false, "logits and out must be both fp32, both bf16 or both fp16, or fp32 to one of the others");
 }
 
+// What the operators' arguments and results mean: one more with every change of it (VERSION in ops/kernels.py).
+int64_t version() { return 2; }
+
 }  // namespace
 }  // namespace octo
 
@@ -249,7 +252,10 @@ STABLE_TORCH_LIBRARY(octo, m) {
   m.def(
       "token_grad(Tensor logits, Tensor targets, Tensor inverse_temperature, Tensor rows, int columns, int first, "
       "int ignore_index, Tensor(a!) out) -> ()");
+  m.def("version() -> int");
 }
+
+STABLE_TORCH_LIBRARY_IMPL(octo, CompositeExplicitAutograd, m) { m.impl("version", TORCH_BOX(&octo::version)); }
 
 STABLE_TORCH_LIBRARY_IMPL(octo, CPU, m) {
   m.impl("token_stats", TORCH_BOX(&octo::token_stats));

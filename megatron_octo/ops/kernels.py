@@ -11,6 +11,8 @@ from megatron_octo.errors import RuntimeSetupError
 from megatron_octo.ops import plain
 
 LIBRARY = Path(__file__).with_name("_C.so")
+VERSION = 2
+"""Of the operators (csrc/cpu.cpp): results of a library of older sources would be taken for something else."""
 _COMPILED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -33,6 +35,12 @@ def has_library() -> bool:
             f"{LIBRARY}: cannot be loaded ({error}); build it again with `python setup.py build_ext --inplace`, "
             "or set OCTO_OPS=plain"
         ) from None
+    found = torch.ops.octo.version() if hasattr(torch.ops.octo, "version") else 1
+    if found != VERSION:
+        raise RuntimeSetupError(
+            f"{LIBRARY}: its operators are of version {found}, and {VERSION} is needed; build it again with `python "
+            "setup.py build_ext --inplace`, or set OCTO_OPS=plain"
+        )
     _register_fakes()
     return True
 

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from megatron_octo.errors import RuntimeSetupError
+from megatron_octo.ops import kernels
 from megatron_octo.ops.kernels import LIBRARY
 from tests.support import ROOT
 
@@ -77,6 +79,12 @@ def test_it_is_built_without_nvcc_and_where_it_was_not(tmp_path):
     environment = os.environ | {"OCTO_CUDA": "0"}
     subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)
     assert keys_of(tmp_path / "megatron_octo/ops/_C.so") == ["CPU"]
+
+
+def test_a_library_of_older_sources_is_refused(monkeypatch):
+    monkeypatch.setattr(kernels, "VERSION", kernels.VERSION + 1)
+    with pytest.raises(RuntimeSetupError, match=r"its operators are of version 2, and 3 is needed; build it again"):
+        kernels.has_library.__wrapped__()
 
 
 def test_with_no_compiler_plain_pytorch_serves_and_says_so_once(tmp_path):
