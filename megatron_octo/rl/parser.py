@@ -29,13 +29,15 @@ def check_command_line(words: Sequence[str]) -> None:
 
     Raises:
         RecipeError: an option that it does not have, or a value that it does not take.
-        RuntimeSetupError: no parser is found where the known version has it.
+        RuntimeSetupError: OpenRLHF is not installed, or has no parser where the known version has it.
     """
+    package = find_spec("openrlhf")
+    if package is None or not package.submodule_search_locations:
+        raise RuntimeSetupError("RL needs openrlhf, not installed here; run `bash tools/install.sh`")
+    path = Path(package.submodule_search_locations[0]) / "cli/train_ppo_ray.py"
     parser = _Parser(prog="OpenRLHF", allow_abbrev=False, add_help=False)
     names = {"parser": parser, "datetime": datetime, "os": os}  # what the statements name of their module
     try:
-        package = find_spec("openrlhf")
-        path = Path(((package and package.submodule_search_locations) or ["openrlhf"])[0]) / "cli/train_ppo_ray.py"
         statements = ast.Module(_parser_statements(path.read_text()), type_ignores=[])
         exec(compile(statements, str(path), "exec"), names)  # noqa: S102 - what `octo rl` runs a moment later
     except (OSError, NameError, LookupError) as error:

@@ -141,6 +141,9 @@ def test_an_openrlhf_without_the_parser_that_is_known_is_refused(tmp_path, monke
             check_command_line([])
     place.write_text(between.format("pass"))
     check_command_line([])
+    monkeypatch.setattr(parser, "find_spec", lambda name: None)
+    with pytest.raises(RuntimeSetupError, match="RL needs openrlhf, not installed here"):
+        check_command_line([])
 
 
 @pytest.mark.parametrize(

@@ -83,8 +83,7 @@ class Cluster:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with suppress(subprocess.CalledProcessError):
-            self.run("scancel", "--user=root", "--signal=KILL")
+        self.run("scancel", "--user=root", "--signal=KILL", check=False)  # the daemons are ended whatever it says
         for name in ("slurmd", "slurmctld", "munge"):
             with suppress(FileNotFoundError, ProcessLookupError, ValueError):
                 process = int((self.folder / f"{name}.pid").read_text())
