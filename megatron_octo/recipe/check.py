@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from megatron_octo.reading.json_text import shortened
 from megatron_octo.recipe.model import Architecture
 from megatron_octo.recipe.recipe import Recipe
 from megatron_octo.recipe.stage import BASE
@@ -12,6 +13,8 @@ from megatron_octo.recipe.train import Parallel
 
 WEIGHT_TOLERANCE = 1e-6
 LEARNING_RATE_TOLERANCE = 1e-9
+MOST_SAMPLES = 2**31 - 1
+"""Samples of a stage: Megatron's index of them takes tens of bytes for each."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,7 @@ class Problem:
     way_out: str
 
     def __str__(self) -> str:
-        return f"{self.key} = {self.value!r}: {self.why}; {self.way_out}"
+        return f"{self.key} = {shortened(repr(self.value))}: {self.why}; {self.way_out}"
 
 
 def problems_of(recipe: Recipe) -> list[Problem]:
@@ -67,25 +70,30 @@ def _tree(recipe: Recipe) -> Iterator[Problem]:
             seen.append(above)
 
 
-def _architecture(recipe: Recipe) -> Iterator[Problem]:
-    model = recipe.model
-    shape = model.architecture
+def shape_problems(shape: Architecture, key: str = "model.architecture") -> Iterator[Problem]:
+    """What keeps an architecture from being built, whoever describes it: a recipe or a config.json."""
     if shape.head_dim is None and shape.hidden_size % shape.num_attention_heads:
         yield Problem(
-            "model.architecture.num_attention_heads",
+            f"{key}.num_attention_heads",
             shape.num_attention_heads,
             f"does not divide hidden_size {shape.hidden_size}",
             "change one of them or set head_dim",
         )
     if shape.num_attention_heads % shape.num_key_value_heads:
         yield Problem(
-            "model.architecture.num_key_value_heads",
+            f"{key}.num_key_value_heads",
             shape.num_key_value_heads,
             f"does not divide num_attention_heads {shape.num_attention_heads}",
             "choose a divisor",
         )
     if shape.kv_channels % 2:
-        yield Problem("model.architecture.head_dim", shape.kv_channels, "RoPE needs an even head", "make it even")
+        yield Problem(f"{key}.head_dim", shape.kv_channels, "RoPE needs an even head", "make it even")
+
+
+def _architecture(recipe: Recipe) -> Iterator[Problem]:
+    model = recipe.model
+    shape = model.architecture
+    yield from shape_problems(shape)
     if model.initialize == "base" and model.base is None:
         yield Problem(
             "model.initialize", "base", "model.base is not set", "name the base, or set model.initialize=random"
@@ -217,6 +225,14 @@ def _batches(recipe: Recipe) -> Iterator[Problem]:
     for key, layout in layouts.items():
         data = 1 if layout.data == "auto" else layout.data
         yield from batch_problems(recipe, key, layout, data)
+    for name in recipe.stages:
+        if (samples := recipe.steps(name) * train.global_batch_size) > MOST_SAMPLES:
+            yield Problem(
+                f"stages.{name}.tokens",
+                recipe.stages[name].tokens,
+                f"takes {samples:,} samples of {train.sequence_length} tokens; at most {MOST_SAMPLES:,} are indexed",
+                "lower it, or raise train.sequence_length",
+            )
     if train.micro_batch_size > train.global_batch_size:
         yield Problem(
             "train.micro_batch_size",

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from megatron_octo.recipe.base import Section
+from megatron_octo.recipe.base import Count, Name, Section, Seed
 from megatron_octo.recipe.tokens import Tokens
 
 
@@ -104,8 +104,8 @@ class BuiltinSource(_Source):
 
     kind: Literal["builtin"]
     corpus: Literal["web", "code", "qa", "long_cot", "instruction"]
-    documents: PositiveInt
-    seed: NonNegativeInt = 0
+    documents: Count
+    seed: Seed = 0
 
 
 Source = Annotated[JsonlSource | ParquetSource | HubSource | BuiltinSource, Field(discriminator="kind")]
@@ -132,11 +132,11 @@ class Decontamination(Section):
 class DataSection(Section):
     """The corpora of a recipe; stages mix them by name."""
 
-    sources: dict[str, Source] = Field(min_length=1)
+    sources: dict[Name, Source] = Field(min_length=1, max_length=10_000)
     decontamination: Decontamination = Decontamination()
     heldout_problems: NonNegativeInt = 0
     """Built-in problems that never enter training text, written to data/heldout/problems.jsonl."""
-    heldout_seed: NonNegativeInt = 1_000_003
+    heldout_seed: Seed = 1_000_003
     practice_problems: NonNegativeInt = 0
     """Sums and differences of three one-digit terms that are kept out of training text too, so that RL has problems
     which no text holds: without this the text of a few million tokens holds nearly all of them."""

@@ -1,8 +1,7 @@
 """From a file or a shipped name, with dotted overrides, to a checked recipe."""
 
 import difflib
-import re
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -12,35 +11,17 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from megatron_octo.errors import RecipeError
+from megatron_octo.reading.json_text import shortened
+from megatron_octo.reading.text import read_text, shown_path
+from megatron_octo.reading.values import check_value
+from megatron_octo.reading.yaml_text import MOST_CHARACTERS, parse_yaml
 from megatron_octo.recipe.check import problems_of
 from megatron_octo.recipe.recipe import Recipe
 
 _LIBRARY = resources.files("megatron_octo.recipe") / "library"
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML that refuses a key written twice (the last one would win in silence) and reads 5e-5 as a number."""
-
-
-def _construct_mapping(loader: _Loader, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-    seen: set[Any] = set()
-    for key_node, _ in node.value:
-        key = loader.construct_object(key_node, deep=True)
-        if not isinstance(key, Hashable):
-            raise RecipeError(f"line {key_node.start_mark.line + 1}: {key!r} cannot be a key; keys are plain words")
-        if key in seen:
-            raise RecipeError(f"{key!r} is written twice (line {key_node.start_mark.line + 1}); keep one of them")
-        seen.add(key)
-    return yaml.SafeLoader.construct_mapping(loader, node, deep=deep)
-
-
-_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _construct_mapping)
-# YAML 1.1 reads `5e-5` as text; people mean the number.
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"),
-    list("-+0123456789"),
-)
+_MOST_BYTES = 4 * MOST_CHARACTERS
+_MOST_EXTENDS = 16
+_MOST_SHOWN = 40
 
 
 def shipped_recipes() -> list[str]:
@@ -61,11 +42,16 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def build_recipe(tree: dict[str, Any], origin: str = "recipe") -> Recipe:
-    """Check a recipe given as plain dictionaries."""
+    """Check a recipe given as plain dictionaries.
+
+    Raises:
+        RecipeError: with every problem found.
+    """
+    check_value(tree, shortened(origin), RecipeError)
     try:
         recipe = Recipe.model_validate(tree)
     except ValidationError as error:
-        raise RecipeError(_listed(origin, [_explain(e) for e in error.errors()])) from None
+        raise RecipeError(_listed(origin, [_explain(e) for e in error.errors(include_url=False)])) from None
     if problems := problems_of(recipe):
         raise RecipeError(_listed(origin, [str(p) for p in problems]))
     return recipe
@@ -77,43 +63,44 @@ def dump_recipe(recipe: Recipe) -> str:
 
 
 def _listed(origin: str, lines: list[str]) -> str:
-    return f"{origin}: {len(lines)} problem{'s' if len(lines) > 1 else ''}\n" + "\n".join(f"  {line}" for line in lines)
+    shown = lines[:_MOST_SHOWN] + ([f"and {len(lines) - _MOST_SHOWN} more"] if len(lines) > _MOST_SHOWN else [])
+    title = f"{shortened(origin)}: {len(lines)} problem{'s' if len(lines) > 1 else ''}"
+    return "\n".join([title, *(f"  {line}" for line in shown)])
 
 
 def _read(name_or_path: str, via: tuple[str, ...]) -> dict[str, Any]:
     if name_or_path in via:
         raise RecipeError(f"extends: {' -> '.join([*via, name_or_path])} goes in a circle; break it")
+    if len(via) > _MOST_EXTENDS:
+        raise RecipeError(f"extends: {len(via)} recipes stand one on another; at most {_MOST_EXTENDS} may")
     path = Path(name_or_path)
     if name_or_path in shipped_recipes():
         text = (_LIBRARY / f"{name_or_path}.yaml").read_text(encoding="utf-8")
-    elif path.suffix in (".yaml", ".yml") and path.is_file():
-        text = path.read_text(encoding="utf-8")
+    elif path.suffix in (".yaml", ".yml") and _exists(path):
+        text = read_text(path, RecipeError, _MOST_BYTES)
     else:
-        close = difflib.get_close_matches(name_or_path, shipped_recipes(), n=1)
+        close = difflib.get_close_matches(name_or_path[:100], shipped_recipes(), n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"shipped: {', '.join(shipped_recipes())}"
-        raise RecipeError(f"{name_or_path!r} is neither a shipped recipe nor a .yaml file; {hint}")
-    try:
-        tree = _without_aliases(yaml.load(text, Loader=_Loader))  # noqa: S506 (a SafeLoader)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{name_or_path}: not YAML: {error}") from None
-    except RecipeError as error:
-        raise RecipeError(f"{name_or_path}: {error}") from None
+        raise RecipeError(f"{shortened(repr(name_or_path))} is neither a shipped recipe nor a .yaml file; {hint}")
+    tree = parse_yaml(text, shown_path(path), RecipeError)
     if not isinstance(tree, dict):
         raise RecipeError(f"{name_or_path}: a recipe is a mapping of keys, this is {type(tree).__name__}")
     below = tree.pop("extends", None)
     if below is None:
         return tree
-    name = str(below)
+    if not isinstance(below, str):
+        raise RecipeError(f"{name_or_path}: extends = {shortened(repr(below))}: name one recipe or .yaml file")
+    name = below
     if name.endswith((".yaml", ".yml")):
         name = str(path.parent / name)  # beside the file that names it
     return cast(dict[str, Any], _merged(_read(name, (*via, name_or_path)), tree))
 
 
-def _without_aliases(value: Any) -> Any:
-    """A copy in which YAML's `*alias` is a value of its own, so that an override changes one place only."""
-    if isinstance(value, dict):
-        return {key: _without_aliases(below) for key, below in value.items()}
-    return [_without_aliases(below) for below in value] if isinstance(value, list) else value
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # a name that is too long, or holds a NUL
+        return False
 
 
 def _merged(below: Any, above: Any, key: str = "") -> Any:
@@ -137,11 +124,9 @@ def _merged(below: Any, above: Any, key: str = "") -> Any:
 def _apply(tree: dict[str, Any], override: str) -> None:
     dotted, separator, text = override.partition("=")
     if not separator or not dotted.strip():
-        raise RecipeError(f"override {override!r}: write key.sub=value, e.g. train.learning_rate=1e-3")
-    try:
-        value = yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"override {override!r}: the value is not YAML: {error}") from None
+        raise RecipeError(f"override {shortened(repr(override))}: write key.sub=value, e.g. train.learning_rate=1e-3")
+    shown = shortened(repr(override))
+    value = parse_yaml(text, f"override {shown}: the value", RecipeError)
     node, keys = tree, dotted.strip().split(".")
     for depth, key in enumerate(keys[:-1]):
         below = node.get(key)
@@ -150,7 +135,8 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         if key == "parent" and isinstance(below, str):  # `parent: stable` is short for a mapping
             below = node[key] = {"stage": below}
         if not isinstance(below, dict):
-            raise RecipeError(f"override {override!r}: {'.'.join(keys[: depth + 1])} is {below!r}, which has no keys")
+            at = ".".join(keys[: depth + 1])
+            raise RecipeError(f"override {shown}: {at} is {shortened(repr(below))}, which has no keys")
         node = below
     node[keys[-1]] = value
 
@@ -164,11 +150,10 @@ def _explain(error: ErrorDetails) -> str:
         known = _fields_near(where)
         close = difflib.get_close_matches(where[-1], known, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(known)}"
-        return f"{key} = {value!r}: there is no such key; {hint}"
+        return f"{key} = {shortened(repr(value), 120)}: there is no such key; {hint}"
     if error["type"] == "missing":
         return f"{key}: this key is missing; add it"
-    shown = repr(value)
-    return f"{key} = {shown if len(shown) < 120 else shown[:117] + '...'}: {message}"
+    return f"{key} = {shortened(repr(value), 120)}: {shortened(message, 400)}"
 
 
 def _is_union_tag(where: list[str], i: int) -> bool:

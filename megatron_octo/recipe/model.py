@@ -21,15 +21,15 @@ class Architecture(Section):
     """The fields of a Hugging Face `config.json` that decide the model's shape."""
 
     model_type: Literal["llama", "qwen2"]
-    hidden_size: PositiveInt
-    num_hidden_layers: PositiveInt
-    num_attention_heads: PositiveInt
-    num_key_value_heads: PositiveInt
-    head_dim: PositiveInt | None = None
+    hidden_size: int = Field(gt=0, le=1 << 20)
+    num_hidden_layers: int = Field(gt=0, le=4096)
+    num_attention_heads: int = Field(gt=0, le=1 << 14)
+    num_key_value_heads: int = Field(gt=0, le=1 << 14)
+    head_dim: int | None = Field(default=None, gt=0, le=1 << 14)
     """None means hidden_size / num_attention_heads."""
-    intermediate_size: PositiveInt
-    vocab_size: PositiveInt
-    max_position_embeddings: PositiveInt
+    intermediate_size: int = Field(gt=0, le=1 << 22)
+    vocab_size: int = Field(gt=0, le=1 << 24)
+    max_position_embeddings: int = Field(gt=0, le=1 << 30)
     rms_norm_eps: PositiveFloat = 1e-5
     rope_theta: PositiveFloat = 10_000.0
     rope_scaling: Llama3RopeScaling | None = None

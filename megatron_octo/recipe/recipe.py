@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pydantic import Field
 
 from megatron_octo.errors import RecipeError
-from megatron_octo.recipe.base import Section
+from megatron_octo.recipe.base import Name, Section, Seed
 from megatron_octo.recipe.data import DataSection
 from megatron_octo.recipe.model import ModelSection
 from megatron_octo.recipe.rl import RlSection
@@ -18,14 +18,14 @@ from megatron_octo.recipe.train import Parallel, TrainSection
 class Recipe(Section):
     """One file that says everything about a run. Made by `load_recipe`, which also checks it."""
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
+    name: Name
     description: str = ""
-    seed: int = Field(default=1234, ge=0)
+    seed: Seed = 1234
     model: ModelSection
     data: DataSection
     train: TrainSection
     parallel: Parallel = Parallel()
-    stages: dict[str, Stage] = Field(min_length=1)
+    stages: dict[Name, Stage] = Field(min_length=1, max_length=200)
     rl: RlSection | None = None
 
     def layout(self, stage: str) -> Parallel:

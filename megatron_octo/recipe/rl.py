@@ -4,6 +4,7 @@ Sources: [A] the paper's appendix (arXiv 2506.20512), [R] its repository's evalu
 own default, [C] our choice where they are silent.
 """
 
+from string import Formatter
 from typing import Annotated, Literal
 
 from pydantic import (
@@ -48,7 +49,7 @@ class BuiltinPrompts(Section):
     """
 
     kind: Literal["builtin"]
-    count: PositiveInt
+    count: int = Field(gt=0, le=1_000_000)
     min_terms: int = Field(default=3, ge=2, le=6)
     max_terms: int = Field(default=4, ge=2, le=6)
     digits: int = Field(default=1, ge=1, le=2)
@@ -84,7 +85,7 @@ class Reward(Section):
     """Taken off a response that was cut at its limit."""
     seconds: PositiveFloat = 5.0
     """Longest time to compare one answer; then it is wrong."""
-    processes: PositiveInt = 2
+    processes: int = Field(default=2, gt=0, le=256)
 
 
 class LengthAlarm(Section):
@@ -129,7 +130,7 @@ class RlSection(Section):
     """A name, or a text with {prompt} in it."""
     stop: tuple[str, ...] = ()
     """Texts that end a response besides its end-of-text token. They stay part of it."""
-    seed: NonNegativeInt = 42
+    seed: int = Field(default=42, ge=0, le=2**31 - 1)
     episodes: PositiveInt = 1
     """Passes over the prompts."""
     prompts_per_step: PositiveInt = 128  # [A]
@@ -194,12 +195,19 @@ class RlSection(Section):
         if template in ("simple", "complex"):
             return template
         try:
-            told = [template.format(prompt=text) for text in ("1", "2")]
-        except (IndexError, KeyError, ValueError) as error:
+            parts = list(Formatter().parse(template))
+        except ValueError as error:
             raise ValueError(
-                f"not a template ({error!r}); write {{prompt}} for the problem, {{{{ and }}}} for braces"
+                f"not a template ({error}); write {{prompt}} for the problem, {{{{ and }}}} for braces"
             ) from None
-        if told[0] == told[1]:
+        fields = [(name, spec, conversion) for _, name, spec, conversion in parts if name is not None]
+        if wrong := [name for name, spec, conversion in fields if name != "prompt" or spec or conversion]:
+            # an attribute, an index or a width would reach into the text, or make it as long as it says
+            raise ValueError(
+                f"not a template ({{{wrong[0]}...}}): only {{prompt}} alone is filled in; write {{{{ and }}}} for "
+                "braces"
+            )
+        if not fields:
             raise ValueError("a template without {prompt}; write it where the problem goes")
         return template
 

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
 
-from megatron_octo.recipe.base import Section
+from megatron_octo.recipe.base import Name, Section
 from megatron_octo.recipe.tokens import Tokens, parse_tokens
 from megatron_octo.recipe.train import Parallel
 
@@ -46,7 +46,7 @@ class Stage(Section):
     parent: Annotated[Parent, BeforeValidator(_read_parent)]
     tokens: Tokens
     learning_rate: LearningRateShape = LearningRateShape()
-    mixture: dict[str, PositiveFloat] = Field(min_length=1)
+    mixture: dict[Name, PositiveFloat] = Field(min_length=1)
     """Source name to its share of the tokens; the shares sum to 1."""
     parallel: Parallel | None = None
     """None: the recipe's layout."""

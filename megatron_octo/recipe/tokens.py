@@ -6,6 +6,8 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator
 
 _SCALE = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
+MOST_TOKENS = 10**15
+_MOST_CHARACTERS = 40
 _PATTERN = re.compile(r"^\s*([0-9][0-9_]*(?:\.[0-9]+)?)\s*([KMBT]?)\s*$", re.IGNORECASE)
 
 
@@ -17,7 +19,8 @@ def parse_tokens(value: Any) -> int:
     """
     if isinstance(value, bool) or not isinstance(value, int | str):
         raise ValueError(f"{value!r} is not a token count; write a whole number or e.g. 200B, 1.5M, 300K")
-    match = _PATTERN.match(str(value))
+    text = str(value) if isinstance(value, str) or abs(value) <= MOST_TOKENS else ""
+    match = _PATTERN.match(text) if len(text) <= _MOST_CHARACTERS else None
     if match is None:
         raise ValueError(f"{value!r} is not a token count; write a whole number or e.g. 200B, 1.5M, 300K")
     digits, unit = match.groups()
@@ -28,8 +31,8 @@ def parse_tokens(value: Any) -> int:
     if numerator % denominator:
         raise ValueError(f"{value!r} is not a whole number of tokens")
     tokens = numerator // denominator
-    if tokens <= 0:
-        raise ValueError(f"{value!r} tokens; a budget must be above 0")
+    if not 0 < tokens <= MOST_TOKENS:
+        raise ValueError(f"{value!r} tokens; a budget must be above 0, and at most {format_tokens(MOST_TOKENS)}")
     return tokens
 
 

@@ -1,10 +1,12 @@
 """How a stage is trained: batch, optimizer, layout, precision, checkpoints, guards."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from megatron_octo.recipe.base import Section
+
+Ranks = Annotated[int, Field(gt=0, le=1 << 16)]
 
 
 class Optimizer(Section):
@@ -36,7 +38,7 @@ class Guards(Section):
 
     spike_deviations: PositiveFloat = 6.0
     """A loss so many standard deviations above the mean of `spike_window` steps is logged as a spike."""
-    spike_window: PositiveInt = 128
+    spike_window: int = Field(default=128, gt=0, le=1_000_000)
 
 
 class Validation(Section):
@@ -44,7 +46,7 @@ class Validation(Section):
 
     every_steps: NonNegativeInt = 0
     """0: only at the end of a stage."""
-    batches: PositiveInt = 4
+    batches: int = Field(default=4, gt=0, le=100_000)
     """Global batches a source."""
 
 
@@ -58,9 +60,9 @@ class Logging(Section):
 class TrainSection(Section):
     """Settings shared by all stages."""
 
-    sequence_length: PositiveInt
-    micro_batch_size: PositiveInt
-    global_batch_size: PositiveInt
+    sequence_length: int = Field(gt=0, le=1 << 24)
+    micro_batch_size: int = Field(gt=0, le=1 << 20)
+    global_batch_size: int = Field(gt=0, le=1 << 24)
     """In sequences."""
     learning_rate: PositiveFloat
     """The constant rate of the stable stage; every shape is a multiple of it."""
@@ -73,7 +75,7 @@ class TrainSection(Section):
     """Activation recomputation: none, attention only, or whole layers."""
     across_documents: Literal["attend"] = "attend"
     """Documents packed into one sequence see each other, as in the paper's framework."""
-    data_workers: NonNegativeInt = 0
+    data_workers: int = Field(default=0, ge=0, le=256)
     """Processes a rank that read samples ahead; 0 reads in the loop."""
     checkpointing: Checkpointing = Checkpointing()
     guards: Guards = Guards()
@@ -89,12 +91,12 @@ class TrainSection(Section):
 class Parallel(Section):
     """The layout. World size = tensor * pipeline * context * data."""
 
-    tensor: PositiveInt = 1
-    pipeline: PositiveInt = 1
-    virtual_pipeline: PositiveInt | None = None
+    tensor: Ranks = 1
+    pipeline: Ranks = 1
+    virtual_pipeline: Ranks | None = None
     """Model chunks on each pipeline rank (interleaved 1F1B). None: one, not interleaved."""
-    context: PositiveInt = 1
-    data: PositiveInt | Literal["auto"] = "auto"
+    context: Ranks = 1
+    data: Ranks | Literal["auto"] = "auto"
     """`auto`: what the machine or the SLURM job leaves; 1 on a machine with no GPU."""
     sequence: bool = False
     """Sequence parallelism: norms and dropout split along the sequence within the tensor group."""
