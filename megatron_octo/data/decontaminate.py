@@ -6,7 +6,6 @@ maths problems are.
 """
 
 import hashlib
-import json
 from collections.abc import Collection, Iterator, Sequence
 from functools import cached_property
 from itertools import islice
@@ -18,8 +17,12 @@ from datatrove.pipeline.base import PipelineStep
 
 from megatron_octo.data.corpora.problems import expressions_in
 from megatron_octo.data.ngrams import NGramIndex, NGramSearch
+from megatron_octo.data.rows.files import read_rows, regular_size
+from megatron_octo.data.rows.limits import MOST_SMALL_BYTES
+from megatron_octo.data.rows.row import BadRow, checked_text, field_of, fields_seen
 from megatron_octo.data.tally import Tally
 from megatron_octo.errors import DataError
+from megatron_octo.reading.text import shown_path
 from megatron_octo.recipe.data import Decontamination, EvaluationText
 from megatron_octo.runtime.files import sha256_of
 
@@ -62,7 +65,7 @@ def read_protected(settings: Decontamination) -> dict[str, Sequence[str]]:
     """The texts of every evaluation set that a recipe protects.
 
     Raises:
-        DataError: a file is missing or not JSON, or a row lacks a field.
+        DataError: a file is missing, too large, damaged, or not one of rows; or a row lacks a field.
     """
     return {
         name: [text for path in evaluation.paths for text in _texts(name, Path(path).expanduser(), evaluation)]
@@ -88,38 +91,42 @@ def text_digest(texts: Sequence[str]) -> str:
 
 
 def _existing(name: str, path: Path) -> Path:
-    if not path.is_file():
+    key = f"data.decontamination.against.{name}.paths"
+    try:
+        if not path.exists():
+            raise DataError(f"{key}: {shown_path(path)} does not exist; correct it, or take {name!r} out")
+    except OSError as error:
+        raise DataError(f"{key}: {shown_path(path)}: {error.strerror}; correct it, or take {name!r} out") from None
+    if (size := regular_size(path)) > MOST_SMALL_BYTES:
         raise DataError(
-            f"data.decontamination.against.{name}.paths: {path} does not exist; correct it, or take {name!r} out"
+            f"{key}: {path}: {size:,} bytes, and at most {MOST_SMALL_BYTES:,} are read; is it the right file?"
         )
     return path
 
 
 def _texts(name: str, path: Path, evaluation: EvaluationText) -> Iterator[str]:
-    for number, row in enumerate(_rows(name, _existing(name, path)), 1):
+    key, number = f"data.decontamination.against.{name}", 0
+    for number, row in read_rows(_existing(name, path), evaluation.fields):
+        if isinstance(row, BadRow):
+            raise DataError(f"{key}: item {number} of {path}: {row}; correct the file")
         for field in evaluation.fields:
-            value = row.get(field) if isinstance(row, dict) else None
-            values = value if isinstance(value, list) else [value]
-            texts = [text for text in values if isinstance(text, str)]
-            if len(texts) != len(values):
-                has = f" (it has {', '.join(row)})" if isinstance(row, dict) else ""
+            try:
+                yield from _protected(row, field)
+            except BadRow as reason:
                 raise DataError(
-                    f"data.decontamination.against.{name}: item {number} of {path} has no text in field {field!r}; "
-                    f"correct `fields`{has}"
-                )
-            yield from texts
+                    f"{key}: item {number} of {path} has no text in field {field!r}; correct `fields` (it has "
+                    f"{fields_seen(row)}): {reason}"
+                ) from None
+    if not number:
+        raise DataError(f"{key}: {path} holds no rows; correct it, or take {name!r} out")
 
 
-def _rows(name: str, path: Path) -> list[Any]:
-    """Items of JSON lines, of one JSON list, or of one JSON object's values (an object of texts is one item)."""
-    text = path.read_text(encoding="utf-8")
-    try:
-        try:
-            value = json.loads(text)
-        except json.JSONDecodeError:
-            return [json.loads(line) for line in text.splitlines() if line.strip()]
-    except ValueError as error:
-        raise DataError(f"data.decontamination.against.{name}: {path} is not JSON ({error}); correct it") from None
-    if isinstance(value, dict):
-        return list(value.values()) if all(isinstance(item, dict) for item in value.values()) else [value]
-    return value if isinstance(value, list) else [value]
+def _protected(row: Any, field: str) -> list[str]:
+    value = field_of(row, field)
+    texts = value if isinstance(value, list) else [value]
+    for text in texts:
+        if not isinstance(text, str):
+            raise BadRow(f"it is {type(text).__name__}")
+        if text.strip():
+            checked_text(text, field)
+    return texts

@@ -1,21 +1,17 @@
 """How a row becomes the text of a document."""
 
-import functools
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from typing import Any
 
+from megatron_octo.data.rows.limits import MOST_ROW_BYTES
+from megatron_octo.data.rows.row import BadRow, Row, field_of, text_of
 from megatron_octo.errors import DataError
 from megatron_octo.recipe.data import Format, InstructionFormat, LongCotFormat, QuestionAnswerFormat, TextFormat
 
-Row = Mapping[str, Any]
 _SPEAKER = {
     "user": "User", "human": "User", "assistant": "Assistant", "gpt": "Assistant", "system": "System"
 }  # fmt: skip
-
-
-class BadRow(Exception):
-    """A row that cannot become a document. The message is the reason it is counted under."""
 
 
 class Formatter:
@@ -44,11 +40,16 @@ class Formatter:
         """The document, without the end-of-document token.
 
         Raises:
-            BadRow: the row is no object, lacks a field, or a field is not text or has none.
+            BadRow: the row is no object, lacks a field, or a field is not text or has none; or it could not be read.
         """
+        if isinstance(row, BadRow):
+            raise row
         if not isinstance(row, dict):
             raise BadRow("not an object")
-        return self._write(row)
+        text = self._write(row)
+        if len(text) > MOST_ROW_BYTES:
+            raise BadRow(f"a document of more than {MOST_ROW_BYTES >> 20} M characters")
+        return text
 
     def __getstate__(self) -> Format:
         return self._format
@@ -61,47 +62,19 @@ class Formatter:
 def _writer_of(format: Format) -> Callable[[Row], str]:
     match format:
         case TextFormat():
-            return lambda row: _text(row, format.text)
+            return lambda row: text_of(row, format.text)
         case QuestionAnswerFormat():
             return _question_answer(format)
         case InstructionFormat(messages=str(messages)):
             return lambda row: _conversation(row, messages)
         case InstructionFormat():
-            return lambda row: f"User:{_text(row, format.user)}\nAssistant:{_text(row, format.assistant)}"
+            return lambda row: f"User:{text_of(row, format.user)}\nAssistant:{text_of(row, format.assistant)}"
         case LongCotFormat(thought=str(thought)):
             return lambda row: (
-                f"{_text(row, format.question)}\n<think>{_text(row, thought)}</think>{_text(row, format.answer)}"
+                f"{text_of(row, format.question)}\n<think>{text_of(row, thought)}</think>{text_of(row, format.answer)}"
             )
         case LongCotFormat():
-            return lambda row: f"{_text(row, format.question)}\n{_text(row, format.answer)}"
-
-
-def has_field(columns: Iterable[str], field: str) -> bool:
-    """Whether rows of these columns can have a field; of `messages.1.content` only the first part is a column."""
-    return field in columns or field.partition(".")[0] in columns
-
-
-def columns_of(columns: Iterable[str], fields: Iterable[str]) -> list[str]:
-    """The columns to read for these fields."""
-    return [field if field in columns else field.partition(".")[0] for field in fields]
-
-
-def _step(value: Any, part: str) -> Any:
-    """One step of a dotted field: a key of an object, or a place in a list."""
-    return value[int(part)] if isinstance(value, list) else value[part]
-
-
-def _text(row: Row, field: str) -> str:
-    try:
-        # a dot steps into what is nested (`messages.1.content`), unless it is part of a column's name
-        value = row[field] if field in row else functools.reduce(_step, field.split("."), row)
-    except (KeyError, IndexError, ValueError, TypeError):
-        raise BadRow(f"no field {field!r}") from None
-    if not isinstance(value, str):
-        raise BadRow(f"field {field!r} is {type(value).__name__}, not text")
-    if not value or value.isspace():
-        raise BadRow(f"field {field!r} is empty")
-    return value
+            return lambda row: f"{text_of(row, format.question)}\n{text_of(row, format.answer)}"
 
 
 def _question_answer(format: QuestionAnswerFormat) -> Callable[[Row], str]:
@@ -114,22 +87,45 @@ def _question_answer(format: QuestionAnswerFormat) -> Callable[[Row], str]:
         )
     before, first, between, _, after = parts
     fields = (format.question, format.answer) if first == "{question}" else (format.answer, format.question)
-    return lambda row: f"{before}{_text(row, fields[0])}{between}{_text(row, fields[1])}{after}"
+    return lambda row: f"{before}{text_of(row, fields[0])}{between}{text_of(row, fields[1])}{after}"
 
 
 def _conversation(row: Row, field: str) -> str:
-    if field not in row:
-        raise BadRow(f"no field {field!r}")
-    messages = row[field]
-    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
-        raise BadRow(f"field {field!r} is not a list of messages")
     lines, speakers = [], set()
-    for message in messages:
-        speaker = _SPEAKER.get(message.get("role", message.get("from", "")))
+    for role, message in messages_of(row, field):
+        speaker = _SPEAKER.get(role)
         if speaker is None:
             raise BadRow(f"a message in {field!r} has a role other than user, assistant and system")
         speakers.add(speaker)
-        lines.append(f"{speaker}:{_text(message, 'content' if 'content' in message else 'value')}")
+        lines.append(f"{speaker}:{content_of(message)}")
     if not {"User", "Assistant"} <= speakers:
         raise BadRow(f"field {field!r} lacks a user's or an assistant's message")
     return "\n".join(lines)
+
+
+def messages_of(row: Any, field: str) -> list[tuple[str, Row]]:
+    """The messages in a field, each with its role: {role, content}, or ShareGPT's {from, value}.
+
+    Raises:
+        BadRow: there is no such field, or it is no such list.
+    """
+    messages = field_of(row, field)
+    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
+        raise BadRow(f"field {field!r} is not a list of messages")
+    found = []
+    for message in messages:
+        # in Parquet a message has the keys of all messages, and nothing in those that are not its own
+        role = message.get("from", "") if message.get("role") is None else message["role"]
+        if not isinstance(role, str):
+            raise BadRow(f"a message in {field!r} has a role that is {type(role).__name__}, not text")
+        found.append((role, message))
+    return found
+
+
+def content_of(message: Row) -> str:
+    """What a message says.
+
+    Raises:
+        BadRow: it is not text, or empty.
+    """
+    return text_of(message, "value" if message.get("content") is None and "value" in message else "content")

@@ -6,11 +6,15 @@ from typing import Any
 
 from megatron_octo.data.corpora.problems import CORPUS_VERSION, Problem, core_problems
 from megatron_octo.data.corpora.qa import prompt
+from megatron_octo.data.rows.files import read_rows
+from megatron_octo.data.rows.row import BadRow, text_of
 from megatron_octo.errors import DataError
 from megatron_octo.recipe import Recipe
 from megatron_octo.runtime.files import write_text_atomically
 
 TERMS = 3
+_KEYS = ("question", "prompt", "answer")
+_MOST_BYTES = 64 << 20
 # There are about 3,000 sums of three one-digit terms: holding out many of them would starve the easy end.
 _SHORT_LIMIT = 256
 LIMIT = 50_000
@@ -87,8 +91,16 @@ def read_heldout(path: Path) -> list[dict[str, Any]]:
     """The rows of `write_heldout`.
 
     Raises:
-        DataError: the file is missing.
+        DataError: the file is missing or damaged.
     """
     if not path.is_file():
         raise DataError(f"{path}: no held-out problems here; run `octo data prepare` (data.heldout_problems above 0)")
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    rows = []
+    for number, row in read_rows(path, _KEYS, _MOST_BYTES):
+        try:
+            rows.append({key: text_of(row, key) for key in _KEYS})
+        except BadRow as reason:
+            raise DataError(f"{path}, line {number}: {reason}; remove the file and run `octo data prepare`") from None
+    if not rows:
+        raise DataError(f"{path}: empty; remove it and run `octo data prepare`")
+    return rows

@@ -7,9 +7,12 @@ from typing import Any
 
 from datatrove.pipeline.base import PipelineStep
 
-from megatron_octo.data.formats import Formatter, has_field
-from megatron_octo.data.pieces import Piece, input_files, jsonl_pieces, parquet_pieces
-from megatron_octo.data.readers import BuiltinDocuments, HubRows, JsonlPieces, ParquetPieces
+from megatron_octo.data.formats import Formatter
+from megatron_octo.data.paths import input_files
+from megatron_octo.data.pieces import pieces_of
+from megatron_octo.data.readers import BuiltinDocuments, FileRows, HubRows
+from megatron_octo.data.rows.files import Piece
+from megatron_octo.data.rows.row import has_field
 from megatron_octo.data.tally import Tally
 from megatron_octo.errors import DataError
 from megatron_octo.recipe.data import BuiltinSource, HubSource, JsonlSource, ParquetSource, Source
@@ -45,28 +48,25 @@ def find_inputs(name: str, source: Source, heldout: Sequence[str]) -> Inputs:
                 {"corpus": corpus, "documents": documents, "seed": seed},
                 total=documents,
             )
-        case JsonlSource():
-            formatter, files = Formatter(source.format), input_files(name, source)
-            pieces = jsonl_pieces(files)
-            return _local(source, files, pieces, lambda tally: JsonlPieces(pieces, formatter, tally))
-        case ParquetSource():
-            formatter, files = Formatter(source.format), input_files(name, source)
-            pieces = parquet_pieces(name, files, formatter.fields)
-            if not pieces:
-                raise DataError(f"data.sources.{name}.paths: the Parquet files hold no rows; take the source out")
-            return _local(source, files, pieces, lambda tally: ParquetPieces(pieces, formatter, tally))
+        case JsonlSource() | ParquetSource():
+            return _local(name, source)
         case HubSource():
             return _hub(name, source)
 
 
-def _local(
-    source: JsonlSource | ParquetSource,
-    files: list[Path],
-    pieces: list[Piece],
-    reader: Callable[[Tally], PipelineStep],
-) -> Inputs:
-    total = sum(piece.weight for piece in pieces)
-    return Inputs(len(pieces), reader, {"paths": source.paths}, total, files=tuple(files), pieces=tuple(pieces))
+def _local(name: str, source: JsonlSource | ParquetSource) -> Inputs:
+    formatter, files = Formatter(source.format), input_files(f"data.sources.{name}.paths", source.paths)
+    pieces = pieces_of(name, source, files, formatter.fields)
+    if not pieces:
+        raise DataError(f"data.sources.{name}.paths: the Parquet files hold no rows; take the source out")
+    return Inputs(
+        len(pieces),
+        lambda tally: FileRows(pieces, formatter, tally),
+        {"paths": source.paths},
+        total=sum(piece.weight for piece in pieces),
+        files=tuple(files),
+        pieces=tuple(pieces),
+    )
 
 
 def _hub(name: str, source: HubSource) -> Inputs:

@@ -1,0 +1,63 @@
+"""The local files that a source's paths name."""
+
+import difflib
+import glob
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from megatron_octo.errors import DataError
+from megatron_octo.reading.text import shown_path
+
+
+def input_files(key: str, patterns: Sequence[str]) -> list[Path]:
+    """The files of paths and globs, in the order given, each glob sorted, each file once.
+
+    Args:
+        key: the setting that holds them, for messages.
+
+    Raises:
+        DataError: a path or a glob matches no file, or a file is empty of bytes or cannot be read.
+    """
+    found: dict[Path, None] = {}
+    for pattern in patterns:
+        try:
+            found |= dict.fromkeys(_matches(key, pattern))
+        except (OSError, RuntimeError, ValueError) as error:  # a name too long, a folder not to be entered, `~nobody`
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise DataError(
+                f"{key}: {shown_path(Path(pattern))} cannot be looked for ({reason}); correct the path"
+            ) from None
+    for path in found:
+        if path.stat().st_size == 0:
+            raise DataError(f"{key}: {path} is empty; take it out of the list")
+        if not os.access(path, os.R_OK):
+            raise DataError(f"{key}: {path} cannot be read; change its permissions")
+    return list(found)
+
+
+def _matches(key: str, pattern: str) -> list[Path]:
+    path = Path(pattern).expanduser()
+    if path.is_dir():
+        raise DataError(f"{key}: {shown_path(path)} is a folder; name the files in it, for example {str(path / '*')!r}")
+    matches = sorted(path for path in map(Path, glob.glob(_as_glob(path), recursive=True)) if path.is_file())
+    if not matches:
+        raise DataError(f"{key}: '{shown_path(Path(pattern))}' matches no file{_nearby(path)}")
+    return matches
+
+
+def _as_glob(path: Path) -> str:
+    """The path as a glob, in which what exists under exactly its name stands for itself: `part[1].jsonl`, if there."""
+    for existing in (path, *path.parents):
+        if existing.exists():
+            rest = path.relative_to(existing)
+            return glob.escape(str(existing)) if existing == path else str(Path(glob.escape(str(existing))) / rest)
+    return str(path)
+
+
+def _nearby(path: Path) -> str:
+    folder = path.parent
+    if glob.has_magic(str(folder)) or not folder.is_dir():
+        return f" (seen from {Path.cwd()}); correct the path"
+    close = difflib.get_close_matches(path.name, [entry.name for entry in folder.iterdir()], n=1)
+    return f"; did you mean {str(folder / close[0])!r}?" if close else f" in {folder}; correct the path"

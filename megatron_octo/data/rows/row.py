@@ -1,0 +1,80 @@
+"""A row, and what is in its fields."""
+
+import functools
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+Row = Mapping[str, Any]
+_SHOWN = 60
+
+
+class BadRow(Exception):
+    """A row that cannot be used. The message is the reason it is counted under."""
+
+
+def has_field(columns: Iterable[str], field: str) -> bool:
+    """Whether rows of these columns can have a field; of `messages.1.content` only the first part is a column."""
+    return field in columns or field.partition(".")[0] in columns
+
+
+def columns_of(columns: Iterable[str], fields: Iterable[str]) -> list[str]:
+    """The columns to read for these fields."""
+    return list(dict.fromkeys(field if field in columns else field.partition(".")[0] for field in fields))
+
+
+def field_of(row: Any, field: str) -> Any:
+    """The value of a field. A dot steps into what is nested (`messages.1.content`), unless a column is named so.
+
+    Raises:
+        BadRow: the row is no object, or lacks the field.
+    """
+    if isinstance(row, BadRow):
+        raise row
+    if not isinstance(row, dict):
+        raise BadRow("not an object")
+    try:
+        return row[field] if field in row else functools.reduce(_step, field.split("."), row)
+    except (KeyError, IndexError, ValueError, TypeError):
+        raise BadRow(f"no field {field!r}") from None
+
+
+def text_of(row: Any, field: str) -> str:
+    """The text of a field.
+
+    Raises:
+        BadRow: there is no such field, or it is not text, empty, or not Unicode.
+    """
+    value = field_of(row, field)
+    if not isinstance(value, str):
+        raise BadRow(f"field {field!r} is {type(value).__name__}, not text")
+    return checked_text(value, field)
+
+
+def checked_text(text: str, field: str) -> str:
+    """A text, once it is found to be some, and Unicode.
+
+    Raises:
+        BadRow: it is empty, or holds half of a surrogate pair.
+    """
+    if not text or text.isspace():
+        raise BadRow(f"field {field!r} is empty")
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise BadRow(f"field {field!r} holds half of a surrogate pair, so it is not Unicode") from None
+    return text
+
+
+def fields_seen(row: Any) -> str:
+    """The names of a row's fields, for messages."""
+    if not isinstance(row, Mapping):
+        return f"a {type(row).__name__}"
+    names = [str(name)[:_SHOWN] for name in row][:20]
+    text = ", ".join(names) + (", ..." if len(row) > len(names) else "")
+    return text.encode("utf-8", "backslashreplace").decode() or "nothing"
+
+
+def _step(value: Any, part: str) -> Any:
+    """One step of a dotted field: a key of an object, or a place in a list."""
+    return value[int(part)] if isinstance(value, list) else value[part]
