@@ -1,6 +1,7 @@
 """`octo`: the command line, thin. Each command loads what it needs, so that `octo --help` is instant."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from megatron_octo import __version__
 from megatron_octo.bridge.command import add_convert_commands
-from megatron_octo.errors import OctoError
+from megatron_octo.errors import OctoError, explain_os_error
 
 if TYPE_CHECKING:
     from megatron_octo.recipe import Recipe
@@ -29,6 +30,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OctoError as error:
         print(f"octo: {error}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        if (told := explain_os_error(error)) is None:
+            raise
+        print(f"octo: {told}", file=sys.stderr)
+        return OctoError.exit_code
     except KeyboardInterrupt:
         print("octo: interrupted; run the same command again to go on", file=sys.stderr)
         return 130
@@ -124,21 +130,28 @@ def _load(options: argparse.Namespace) -> tuple["Recipe", "RunFolder"]:
 
 
 def _train(options: argparse.Namespace) -> int:
+    from megatron_octo.runtime.signals import listen_for_stop
+
+    # where this process is a rank, a signal that comes while it loads is noted
+    stop = listen_for_stop() if "RANK" in os.environ or "SLURM_PROCID" in os.environ else None
+    from megatron_octo.runtime.groups import Rank
     from megatron_octo.train.run import train_stages
 
-    recipe, run = _load(options)
-    status = train_stages(
-        recipe,
-        run,
-        options.stage,
-        accept_changes=options.accept_changes,
-        stop_after_step=options.stop_after_step,
-    )
-    from megatron_octo.runtime.groups import Rank
-
-    if Rank.from_environment().is_first:
-        _draw(recipe, run)
-    return status
+    try:
+        recipe, run = _load(options)
+        status = train_stages(
+            recipe,
+            run,
+            options.stage,
+            accept_changes=options.accept_changes,
+            stop_after_step=options.stop_after_step,
+        )
+        if Rank.from_environment().is_first:
+            _draw(recipe, run)
+        return status
+    finally:
+        if stop is not None:
+            stop.ignore_others()
 
 
 def _draw(recipe: "Recipe", run: "RunFolder") -> None:

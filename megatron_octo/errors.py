@@ -5,6 +5,8 @@ traceback) and exits with the class's `exit_code`; anything that is not an `Octo
 its traceback.
 """
 
+import errno
+
 
 class OctoError(Exception):
     """Base of all errors that are the input's fault and not the program's."""
@@ -40,3 +42,37 @@ class TrainingHalted(OctoError):
     """Training was stopped by one of its own guards (a loss that is not finite)."""
 
     exit_code = 3
+
+
+_WAYS_OUT = {
+    errno.ENOSPC: "make room on that disk",
+    errno.EDQUOT: "make room within the quota",
+    errno.EROFS: "it is mounted read-only; name a folder on another disk",
+    errno.EACCES: "change its permissions, or name another folder",
+    errno.EPERM: "change its permissions, or name another folder",
+    errno.ENAMETOOLONG: "shorten it",
+    errno.ENOTDIR: "a part of this path is a file; correct it",
+    errno.EISDIR: "name a file and not a folder",
+    errno.EFBIG: "the file system takes no file of that size; name a folder on another disk",
+    errno.EIO: "the disk or its file system is failing",
+    errno.ESTALE: "the network file system has lost it; mount it again",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.ENFILE: "raise the limit of open files (ulimit -n)",
+}
+
+
+def explain_os_error(error: BaseException | None) -> str | None:
+    """The message for a failure of disk, permissions or names; None for any other error.
+
+    The error may be the cause of another: Megatron-Core wraps what its writers met.
+    """
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        if isinstance(error, OSError) and error.errno in _WAYS_OUT:
+            names = [str(name) for name in (error.filename, error.filename2) if name is not None]
+            where = " and ".join(name if len(name) <= 200 else f"{name[:197]}..." for name in names)
+            said = f"{where}: {error.strerror}" if where else f"{error.strerror}"
+            return f"{said}; {_WAYS_OUT[error.errno]}"
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__
+    return None

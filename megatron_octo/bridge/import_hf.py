@@ -16,8 +16,8 @@ from megatron_octo.bridge.torch_dist import Chunk, write_torch_dist
 from megatron_octo.bridge.weight_map import Rule, sizes_of
 from megatron_octo.recipe import BASE, Parallel
 from megatron_octo.runtime.beside import folder_beside, put_in_new_place
-from megatron_octo.runtime.checkpoints import MANIFEST, CheckpointManifest, record_files
-from megatron_octo.runtime.files import sync_tree, write_text_atomically
+from megatron_octo.runtime.checkpoints import CheckpointManifest, record_files, write_checkpoint_manifest
+from megatron_octo.runtime.files import sync_tree
 
 OnBytes = Callable[[int], None]
 
@@ -71,7 +71,7 @@ def import_checkpoint(
             versions={package: metadata.version(package) for package in ("torch", "megatron-core", "megatron-octo")},
             files=record_files(output, on_bytes),
         )
-        write_text_atomically(output / MANIFEST, manifest.model_dump_json(indent=2) + "\n")
+        manifest = write_checkpoint_manifest(output, manifest)
         put_in_new_place(output, target)
     return manifest
 

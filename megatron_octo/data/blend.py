@@ -10,6 +10,7 @@ import torch
 from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
 from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
 
+from megatron_octo.data.index_cache import drop_damaged_index, record_index
 from megatron_octo.errors import DataError
 from megatron_octo.runtime.files import sha256_of_json
 
@@ -134,6 +135,7 @@ def _build(
     # Megatron names its index files by path and sizes, not by content: data prepared again under the same path would
     # be read by the old index
     cache = cache / sha256_of_json([[source.name, source.digest] for source in sources])[:16]
+    drop_damaged_index(cache)
     config = GPTDatasetConfig(
         random_seed=seed,
         sequence_length=sequence_length,
@@ -154,6 +156,7 @@ def _build(
         raise DataError(
             f"{names}: Megatron-Core cannot build {samples} samples of {sequence_length} tokens: {error}"
         ) from error
+    record_index(cache)
     if train is None or len(train) < samples:
         raise DataError(f"{len(train or [])} samples built where {samples} were asked; give the sources more text")
     return train

@@ -91,7 +91,7 @@ class _State:
     def around_resume(self, original: Any) -> Any:
         states = original()
         self.step = int(states["global_step"])
-        self.alarm = Alarm(self.session.rl.alarm, keep_lines_until(self.session.metrics, self.step))
+        self.alarm = Alarm(self.session.rl.alarm, keep_lines_until(self.session.metrics, self.step).kept)
         keep_lines_until(self.session.validation, self.step)
         return states
 

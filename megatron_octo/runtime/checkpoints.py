@@ -4,17 +4,17 @@ A checkpoint is a folder `step-0000500/` with a `manifest.json` that was written
 with its size and SHA-256. It is made under a hidden name and renamed, so a folder under the final name is whole.
 """
 
-import json
 import re
 import shutil
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from megatron_octo.errors import CheckpointError
-from megatron_octo.runtime.files import sha256_of_all
+from megatron_octo.reading.json_text import read_record
+from megatron_octo.runtime.files import sha256_of_all, sha256_of_json, write_text_atomically
 
 MANIFEST = "manifest.json"
 _STEP = re.compile(r"^step-(\d{7,})$")
@@ -26,8 +26,16 @@ class FileRecord(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     path: str
-    bytes: int
+    """Relative to the checkpoint's folder, and below it."""
+    bytes: int = Field(ge=0)
     sha256: str
+
+    @field_validator("path")
+    @classmethod
+    def _is_below(cls, path: str) -> str:
+        if not path or PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
+            raise ValueError("a path that leaves the folder")
+        return path
 
 
 class CheckpointManifest(BaseModel):
@@ -35,10 +43,13 @@ class CheckpointManifest(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format: int = 1
+    format: int = Field(default=2, ge=1, le=2)
+    """1: written before manifests had a digest."""
+    digest: str | None = None
+    """SHA-256 of everything else here."""
     recipe: str
     stage: str
-    step: int
+    step: int = Field(ge=0)
     """Optimizer steps done within the stage."""
     stage_tokens: int
     lineage_tokens: int
@@ -58,6 +69,10 @@ class CheckpointManifest(BaseModel):
     wall_seconds: float = 0.0
     versions: dict[str, str] = {}
     files: list[FileRecord] = []
+
+    def own_digest(self) -> str:
+        """What `digest` must be."""
+        return sha256_of_json(self.model_dump(mode="json", exclude={"digest"}))
 
 
 def folder_name(step: int) -> str:
@@ -89,10 +104,26 @@ def read_checkpoint_manifest(folder: Path) -> CheckpointManifest:
         raise CheckpointError(f"{folder}: there is no such checkpoint; `octo status` lists those there are")
     if not path.is_file():
         raise CheckpointError(f"{folder}: no {MANIFEST}, so it was never completed; use another checkpoint")
-    try:
-        return CheckpointManifest.model_validate_json(path.read_text())
-    except (ValidationError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{path}: not a checkpoint manifest ({error}); use another checkpoint") from None
+    manifest = read_record(path, CheckpointManifest, CheckpointError, _ANOTHER)
+    if manifest.format >= 2 and manifest.digest != manifest.own_digest():
+        raise CheckpointError(f"{path}: altered since it was written (its own SHA-256 differs); {_ANOTHER}")
+    name = _STEP.match(folder.name)
+    if name and int(name.group(1)) != manifest.step:
+        raise CheckpointError(
+            f"{path}: of step {manifest.step}, in a folder of step {int(name.group(1))}; rename the folder back, or "
+            "use another checkpoint"
+        )
+    return manifest
+
+
+_ANOTHER = "not a checkpoint manifest that can be used; use another checkpoint"
+
+
+def write_checkpoint_manifest(folder: Path, manifest: CheckpointManifest) -> CheckpointManifest:
+    """Write a manifest with its digest, as the last file of a checkpoint; returns it as written."""
+    complete = manifest.model_copy(update={"digest": manifest.own_digest()})
+    write_text_atomically(folder / MANIFEST, complete.model_dump_json(indent=2) + "\n")
+    return complete
 
 
 def check_sizes(folder: Path, manifest: CheckpointManifest) -> None:

@@ -10,8 +10,14 @@ import torch
 
 from megatron_octo.errors import OctoError, RuntimeSetupError
 from megatron_octo.recipe import Parallel
+from megatron_octo.runtime.failures import rank_files
+from megatron_octo.runtime.loopback import bound_store, is_loopback, stay_on_loopback
 
 T = TypeVar("T")
+COLLECTIVE_TIMEOUT = timedelta(minutes=30)
+"""The last resort: `HangWatch` ends a rank that hangs long before."""
+JOIN_TIMEOUT = timedelta(minutes=10)
+"""How long the ranks wait for one another at the start."""
 
 
 @dataclass(frozen=True)
@@ -30,12 +36,18 @@ class Rank:
     @classmethod
     def from_environment(cls) -> "Rank":
         """Read torchrun's variables, else SLURM's, else a single process."""
-        env = os.environ
-        if "RANK" in env:
-            return cls(int(env["RANK"]), int(env.get("LOCAL_RANK", 0)), int(env["WORLD_SIZE"]))
-        if "SLURM_PROCID" in env and int(env.get("SLURM_NTASKS", 1)) > 1:
-            return cls(int(env["SLURM_PROCID"]), int(env.get("SLURM_LOCALID", 0)), int(env["SLURM_NTASKS"]))
+        if "RANK" in os.environ:
+            return cls(_number("RANK"), _number("LOCAL_RANK", 0), _number("WORLD_SIZE"))
+        if "SLURM_PROCID" in os.environ and _number("SLURM_NTASKS", 1) > 1:
+            return cls(_number("SLURM_PROCID"), _number("SLURM_LOCALID", 0), _number("SLURM_NTASKS"))
         return cls(0, 0, 1)
+
+
+def _number(variable: str, default: int | None = None) -> int:
+    text = os.environ.get(variable, "" if default is None else str(default))
+    if not text.isdigit() or len(text) > 9:
+        raise RuntimeSetupError(f"${variable} = {text!r}: not a number of ranks; start ranks with torchrun or srun")
+    return int(text)
 
 
 def data_parallel_size(layout: Parallel, world_size: int) -> int:
@@ -59,20 +71,18 @@ def data_parallel_size(layout: Parallel, world_size: int) -> int:
 
 
 def start_process_groups(rank: Rank, layout: Parallel, device: torch.device, seed: int) -> None:
-    """Join the world and make Megatron's groups; seed this rank as Megatron does."""
+    """Join the world and make Megatron's groups; seed this rank as Megatron does.
+
+    Raises:
+        RuntimeSetupError: see `_store`; and ranks that cannot meet.
+    """
     from megatron.core import parallel_state, tensor_parallel
 
-    options: dict[str, Any] = {"backend": "gloo", "timeout": timedelta(minutes=30)}
+    options: dict[str, Any] = {"backend": "gloo", "timeout": COLLECTIVE_TIMEOUT}
     if device.type == "cuda":
         options["backend"] = "cpu:gloo,cuda:nccl"  # gloo too: asynchronous checkpoints agree without the GPU
         options["device_id"] = device
-    if "MASTER_ADDR" not in os.environ:
-        if rank.world_size > 1:
-            raise RuntimeSetupError(
-                f"{rank.world_size} ranks but MASTER_ADDR is not set; start them with torchrun, or export "
-                "MASTER_ADDR and MASTER_PORT in the SLURM script"
-            )
-        options["store"] = torch.distributed.HashStore()  # type: ignore[attr-defined]
+    options["store"] = _store(rank)
     torch.distributed.init_process_group(rank=rank.rank, world_size=rank.world_size, **options)
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=layout.tensor,
@@ -81,6 +91,35 @@ def start_process_groups(rank: Rank, layout: Parallel, device: torch.device, see
         context_parallel_size=layout.context,
     )
     tensor_parallel.model_parallel_cuda_manual_seed(seed)
+
+
+def _store(rank: Rank) -> Any:
+    """Where the ranks meet; None leaves it to torchrun, whose agent listens already.
+
+    On one machine they meet in a file. Elsewhere the first rank listens at MASTER_ADDR, on that interface and no other.
+
+    Raises:
+        RuntimeSetupError: no address, or one that the first rank cannot listen at.
+    """
+    if (files := rank_files(rank.rank)) is not None:
+        return torch.distributed.FileStore(str(files.folder / "store"), rank.world_size)  # type: ignore[attr-defined]
+    host = os.environ.get("MASTER_ADDR")
+    if host is None:
+        if rank.world_size > 1:
+            raise RuntimeSetupError(
+                f"{rank.world_size} ranks but MASTER_ADDR is not set; start them with torchrun, or export "
+                "MASTER_ADDR and MASTER_PORT in the SLURM script"
+            )
+        stay_on_loopback()
+        return torch.distributed.HashStore()  # type: ignore[attr-defined]
+    if is_loopback(host):
+        stay_on_loopback()
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        return None
+    port = os.environ.get("MASTER_PORT", "")
+    if not port.isdigit() or not 0 < int(port) < 1 << 16:
+        raise RuntimeSetupError(f"MASTER_PORT = {port!r}: not a port; export a free one, the same on all ranks")
+    return bound_store(host, int(port), rank.world_size, is_master=rank.is_first, timeout=JOIN_TIMEOUT)
 
 
 def from_first_rank(make: Callable[[], T]) -> T:
@@ -99,6 +138,13 @@ def from_first_rank(make: Callable[[], T]) -> T:
         raise box[1]
     value: T = box[0]
     return value
+
+
+def any_rank(value: bool, device: torch.device) -> bool:
+    """Whether it is so on any rank. Every rank calls it."""
+    count = torch.tensor([float(value)], device=device)
+    torch.distributed.all_reduce(count)
+    return bool(count.item() > 0)
 
 
 def stop_process_groups() -> None:

@@ -14,6 +14,8 @@ from megatron_octo.data.blend import Blend
 from megatron_octo.errors import RecipeError, TrainingHalted
 from megatron_octo.recipe import Recipe, Stage
 from megatron_octo.recipe.schedule import learning_rate_of_step
+from megatron_octo.runtime.hang_watch import HangWatch
+from megatron_octo.runtime.records import as_ranges
 from megatron_octo.train.batches import Batch, StepSampler, batch_stream
 from megatron_octo.train.forward import LossRecord, reduce_over_world, run_micro_batches
 from megatron_octo.train.guards import SpikeDetector
@@ -44,6 +46,7 @@ class Hooks:
     on_spike: Callable[[int, float, float], None]
     stop_requested: Callable[[], bool]
     poll: Callable[[], None]
+    hang: HangWatch
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,7 @@ def train_steps(setup: Setup, progress: Progress, hooks: Hooks) -> bool:
 
     while progress.step < steps:
         step = progress.step
+        hooks.hang.begin_step()
         rate = learning_rate_of_step(stage, step, train)
         set_learning_rate(setup.optimizer, rate)
 
@@ -117,6 +121,7 @@ def train_steps(setup: Setup, progress: Progress, hooks: Hooks) -> bool:
             progress.spikes.append(progress.step)
             hooks.on_spike(progress.step, loss, deviations)
         hooks.on_step(_record(setup, step, loss, rate, grad_norm, seconds, flops_per_token))
+        hooks.hang.end_step()
 
         at_end = progress.step == steps
         stop = stop or progress.step == setup.stop_after_step
@@ -170,21 +175,10 @@ def _name_the_batch(setup: Setup, step: int, loss: float, records: list[LossReco
     names = setup.blend.source_names
     sources = {names[setup.blend.source_of_sample[i]] for i in samples}
     return (
-        f"{setup.stage_name}: {what or f'loss {loss}'} at step {step + 1}, in samples {_ranges(samples)} "
+        f"{setup.stage_name}: {what or f'loss {loss}'} at step {step + 1}, in samples {as_ranges(samples)} "
         f"(sources {', '.join(sorted(sources))}); nothing was saved of this step. "
         "Look at those samples (`octo data show`), lower train.learning_rate, or go on from an earlier checkpoint"
     )
-
-
-def _ranges(numbers: list[int]) -> str:
-    """4, 5, 6, 9 as `4-6, 9`."""
-    parts: list[list[int]] = []
-    for number in numbers:
-        if parts and number == parts[-1][-1] + 1:
-            parts[-1][1:] = [number]
-        else:
-            parts.append([number])
-    return ", ".join("-".join(map(str, part)) for part in parts)
 
 
 def _check_last_rate(setup: Setup, steps: int) -> None:

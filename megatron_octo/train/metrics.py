@@ -1,11 +1,12 @@
 """Curves on disk: metrics.jsonl, validation.jsonl, TensorBoard, and W&B where it is asked for."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 from megatron_octo.recipe.train import Logging
-from megatron_octo.runtime.records import keep_lines_until
+from megatron_octo.runtime.records import keep_lines_until, missing_steps
 
 
 class MetricsWriter:
@@ -13,8 +14,10 @@ class MetricsWriter:
 
     def __init__(self, metrics: Path, validation: Path, settings: Logging, *, name: str, resume_step: int) -> None:
         metrics.parent.mkdir(parents=True, exist_ok=True)
-        for path in (metrics, validation):
-            keep_lines_until(path, resume_step)
+        kept = keep_lines_until(metrics, resume_step)
+        self.lost = missing_steps(kept.kept, resume_step)
+        """Steps before the resume whose records are gone or damaged."""
+        self.torn = kept.torn + keep_lines_until(validation, resume_step).torn
         self.metrics_file = open(metrics, "a", encoding="utf-8")  # noqa: SIM115 (closed in close)
         self.validation_file = open(validation, "a", encoding="utf-8")  # noqa: SIM115
         self.board, self.wandb = None, None
@@ -38,6 +41,12 @@ class MetricsWriter:
         self.validation_file.write(json.dumps(record) + "\n")
         self.validation_file.flush()
         self._mirror({f"validation/{record['source']}": record["loss"]}, record["step"])
+
+    def sync(self) -> None:
+        """Flush the records to disk; called before a checkpoint, so that none is newer than its records."""
+        for file in (self.metrics_file, self.validation_file):
+            file.flush()
+            os.fsync(file.fileno())
 
     def close(self) -> None:
         """Flush and close everything."""

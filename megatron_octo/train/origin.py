@@ -45,6 +45,7 @@ def find_origin(recipe: Recipe, run: RunFolder, stage: str) -> Origin:
     if steps := complete_steps(run.checkpoints(stage)):
         folder = run.checkpoints(stage) / folder_name(steps[-1])
         manifest = read_checkpoint_manifest(folder)
+        _check_belongs(recipe, stage, folder, manifest)
         _check_architecture(recipe, folder, manifest)
         check_sizes(folder, manifest)
         if steps[-1] > recipe.steps(stage):
@@ -65,6 +66,7 @@ def find_origin(recipe: Recipe, run: RunFolder, stage: str) -> Origin:
                 f"checkpoint of that step (there are: {', '.join(map(str, have)) or 'none'}); {way_out}"
             )
         manifest = read_checkpoint_manifest(parent_folder)
+        _check_belongs(recipe, parent.stage, parent_folder, manifest)
         _check_architecture(recipe, parent_folder, manifest)
         check_sizes(parent_folder, manifest)
         return Origin("branch", 0, parent_folder, manifest)
@@ -85,6 +87,16 @@ def parent_digest(recipe: Recipe, run: RunFolder, stage: str) -> str | None:
         return None
     path = run.checkpoints(parent.stage) / folder_name(recipe.parent_step(stage)) / MANIFEST
     return sha256_of(path) if path.is_file() else None
+
+
+def _check_belongs(recipe: Recipe, stage: str, folder: Path, manifest: CheckpointManifest) -> None:
+    """A checkpoint is of the recipe and the stage that its folder stands in."""
+    for what, found, wanted in (("recipe", manifest.recipe, recipe.name), ("stage", manifest.stage, stage)):
+        if found != wanted:
+            raise CheckpointError(
+                f"{folder}: its manifest is of {what} {found!r}, and it stands in {what} {wanted!r}; put the folder "
+                "back where it was made"
+            )
 
 
 def _check_base(recipe: Recipe, folder: Path, manifest: CheckpointManifest) -> None:

@@ -12,7 +12,6 @@ from megatron.core.optimizer import MegatronOptimizer
 from megatron_octo.errors import CheckpointError
 from megatron_octo.recipe.train import Checkpointing
 from megatron_octo.runtime.checkpoints import (
-    MANIFEST,
     CheckpointManifest,
     FileRecord,
     complete_steps,
@@ -21,9 +20,11 @@ from megatron_octo.runtime.checkpoints import (
     partial_folder,
     remove_checkpoint,
     remove_partial_checkpoints,
+    write_checkpoint_manifest,
 )
-from megatron_octo.runtime.files import sha256_of, sync, sync_tree, write_text_atomically
+from megatron_octo.runtime.files import sha256_of, sync, sync_tree
 from megatron_octo.runtime.groups import Rank, from_first_rank
+from megatron_octo.train.results_queue import start_results_queue
 from megatron_octo.train.state import save_state
 
 
@@ -33,6 +34,7 @@ class CheckpointSaver:
     def __init__(self, folder: Path, rank: Rank, settings: Checkpointing, keep_steps: list[int]) -> None:
         self.folder, self.rank, self.settings, self.keep_steps = folder, rank, settings, set(keep_steps)
         self.queue = AsyncCallsQueue()
+        start_results_queue()
         if rank.is_first:
             folder.mkdir(parents=True, exist_ok=True)
             remove_partial_checkpoints(folder)
@@ -80,7 +82,7 @@ class CheckpointSaver:
             if self.rank.is_first:
                 complete = manifest.model_copy(update={"files": records})
                 sync_tree(partial)
-                write_text_atomically(partial / MANIFEST, complete.model_dump_json(indent=2) + "\n")
+                write_checkpoint_manifest(partial, complete)
                 final = self.folder / folder_name(manifest.step)
                 if final.exists():  # the same step saved again after a resume from an earlier one
                     remove_checkpoint(self.folder, manifest.step)

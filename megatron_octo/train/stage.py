@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import socket
 import time
 from dataclasses import dataclass
@@ -24,17 +23,21 @@ from megatron_octo.runtime.device import setup_device
 from megatron_octo.runtime.files import sha256_of, write_json_atomically
 from megatron_octo.runtime.groups import (
     Rank,
+    any_rank,
     data_parallel_size,
     from_first_rank,
     start_process_groups,
     stop_process_groups,
 )
-from megatron_octo.runtime.records import read_lines
+from megatron_octo.runtime.hang_watch import HangWatch
+from megatron_octo.runtime.records import as_ranges, read_lines
 from megatron_octo.runtime.run_folder import RunFolder
+from megatron_octo.runtime.signals import StopRequest, listen_for_stop
 from megatron_octo.train.agreement import check_agreement
 from megatron_octo.train.corpus import epochs, stage_sources, token_ids
 from megatron_octo.train.display import Display
 from megatron_octo.train.done import decisive_settings
+from megatron_octo.train.integrity import checkpoint_files, data_files, verify_files
 from megatron_octo.train.lock import hold_stage
 from megatron_octo.train.loop import Hooks, Progress, Setup, StepRecord, train_steps
 from megatron_octo.train.metrics import MetricsWriter
@@ -58,18 +61,31 @@ class StageOptions:
 
 def train_stage(recipe: Recipe, run: RunFolder, stage: str, options: StageOptions) -> bool:
     """Train a stage to its end on this rank (every rank calls it). Returns whether the end was reached."""
+    stop = listen_for_stop()
     rank = Rank.from_environment()
     device = setup_device(rank.local_rank, announce=rank.is_first)
     layout = recipe.layout(stage)
     data_parallel_size(layout, rank.world_size)
     start_process_groups(rank, layout, device, recipe.seed)
+    hang = HangWatch(recipe.train.guards, rank.rank)
+    hang.other_work()
     try:
-        return _train(recipe, run, stage, options, rank, device)
+        return _train(recipe, run, stage, options, rank, device, stop, hang)
     finally:
+        hang.stop()
         stop_process_groups()
 
 
-def _train(recipe: Recipe, run: RunFolder, stage: str, options: StageOptions, rank: Rank, device: torch.device) -> bool:
+def _train(
+    recipe: Recipe,
+    run: RunFolder,
+    stage: str,
+    options: StageOptions,
+    rank: Rank,
+    device: torch.device,
+    stop: StopRequest,
+    hang: HangWatch,
+) -> bool:
     layout, train = recipe.layout(stage), recipe.train
     steps, cache = recipe.steps(stage), run.stage(stage) / "cache"
     display = None
@@ -84,6 +100,7 @@ def _train(recipe: Recipe, run: RunFolder, stage: str, options: StageOptions, ra
         from_first_rank(lambda: import_base(recipe, run, layout))
         origin = from_first_rank(lambda: find_origin(recipe, run, stage))
     accepted = check_agreement(recipe, run, stage, origin, order, accept_changes=options.accept_changes)
+    hashed = _verify_inputs(recipe, run, stage, origin, rank, hang)
 
     common: dict[str, Any] = {
         "sequence_length": train.sequence_length,
@@ -139,7 +156,8 @@ def _train(recipe: Recipe, run: RunFolder, stage: str, options: StageOptions, ra
         )
         assert display is not None
         _announce(recipe, run, stage, display, origin, accepted)
-    stop_signal = _StopSignal()
+        display.say(hashed)
+        _announce_losses(display, writer)
 
     def on_step(record: StepRecord) -> None:
         if writer is not None and display is not None:
@@ -151,6 +169,8 @@ def _train(recipe: Recipe, run: RunFolder, stage: str, options: StageOptions, ra
             display.say(f"loss spike at step {step}: {loss:.4f}, {deviations:.1f} deviations above the recent mean")
 
     def on_checkpoint(now: Progress) -> None:
+        if writer is not None:
+            writer.sync()
         saver.save(_manifest(recipe, stage, now, order), model, optimizer)
 
     def on_validation(now: Progress) -> dict[str, float]:
@@ -174,12 +194,17 @@ def _train(recipe: Recipe, run: RunFolder, stage: str, options: StageOptions, ra
         on_checkpoint=on_checkpoint,
         on_validation=on_validation,
         on_spike=on_spike,
-        stop_requested=stop_signal.requested,
+        stop_requested=stop.requested,
         poll=saver.poll,
+        hang=hang,
     )
 
     # 5. Train
     try:
+        if any_rank(stop.requested(), device):
+            if display is not None:
+                display.say(f"stopped before step {progress.step + 1} of {steps}; run it again to go on")
+            return False
         before = None
         if progress.step == 0 and origin.kind in ("branch", "base"):
             before = on_validation(progress)  # the parent's loss on this stage's own mixture
@@ -194,7 +219,6 @@ def _train(recipe: Recipe, run: RunFolder, stage: str, options: StageOptions, ra
             display.say(f"stopped at step {progress.step} of {steps}, saved; run it again to go on")
         return finished
     finally:
-        stop_signal.ignore_another()
         if display is not None:
             display.close()
         if writer is not None:
@@ -203,26 +227,31 @@ def _train(recipe: Recipe, run: RunFolder, stage: str, options: StageOptions, ra
             (run.stage(stage) / "running.json").unlink(missing_ok=True)
 
 
-class _StopSignal:
-    """SIGTERM, SIGINT or SIGUSR1 (SLURM's warning before the time limit): finish the step, save, stop.
+def _verify_inputs(recipe: Recipe, run: RunFolder, stage: str, origin: Origin, rank: Rank, hang: HangWatch) -> str:
+    """Hash what the stage starts from. Returns a line that says how much, and how long it took."""
 
-    SIGUSR1 may come more than once, and late: as Python ends it takes its handlers away, and one that came then would
-    kill a rank that has saved, so that its job would fail where it should be put back in the queue.
-    """
+    def on_bytes(count: int) -> None:
+        del count
+        hang.other_work()  # while blocks come, nothing hangs
 
-    def __init__(self) -> None:
-        self._requested = False
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-            signal.signal(number, self._note)
-
-    def _note(self, *_: Any) -> None:
-        self._requested = True
-
-    def requested(self) -> bool:
-        return self._requested
-
-    def ignore_another(self) -> None:
-        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    data = from_first_rank(lambda: data_files(recipe, run, stage))
+    size, seconds = verify_files(
+        data,
+        rank,
+        f"restore them from a copy, or remove their folders and run `octo data prepare {recipe.name}`",
+        on_bytes,
+    )
+    if origin.folder is not None and origin.manifest is not None:
+        folder, manifest = origin.folder, origin.manifest
+        weights = from_first_rank(lambda: checkpoint_files(folder, manifest))
+        more = verify_files(
+            weights,
+            rank,
+            "restore the checkpoint from a copy, or remove its folder to go on from the one before",
+            on_bytes,
+        )
+        size, seconds = size + more[0], seconds + more[1]
+    return f"{size / 1e9:.3g} GB of data and weights hashed in {seconds:.1f} s: as recorded"
 
 
 def _progress_of(origin: Origin) -> Progress:
@@ -319,6 +348,15 @@ def _announce(
         display.say(f"accepted a change: {change}")
 
 
+def _announce_losses(display: Display, writer: MetricsWriter) -> None:
+    if writer.torn:
+        display.say(f"metrics.jsonl and validation.jsonl: {writer.torn} damaged lines dropped, the others kept")
+    if writer.lost:
+        display.say(
+            f"metrics.jsonl has no record of steps {as_ranges(writer.lost)}, which were trained: the curves have a gap"
+        )
+
+
 def _write_result(
     recipe: Recipe,
     run: RunFolder,
@@ -336,7 +374,7 @@ def _write_result(
         {
             "tokens": steps * train.tokens_per_step,
             "steps": steps,
-            "first_lr": read_lines(run.metrics(stage))[0]["lr"],
+            "first_lr": learning_rate_of_step(shape, 0, train),
             "last_lr": learning_rate_of_step(shape, steps - 1, train),
             "first_loss": progress.first_loss,
             "last_loss": progress.last_loss,

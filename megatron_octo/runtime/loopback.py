@@ -1,0 +1,93 @@
+"""Listeners that stay on this machine: torch's store and gloo's sockets on the loopback interface.
+
+torch's TCPStore listens on all interfaces, also when it is told 127.0.0.1. Given a socket that is bound already, it
+stays there.
+"""
+
+import os
+import socket
+import sys
+from typing import Any
+
+import torch.distributed as dist
+
+from megatron_octo.errors import RuntimeSetupError
+
+LOOPBACK = "lo"
+_INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+
+
+def stay_on_loopback(environment: Any = os.environ) -> None:
+    """Make gloo and NCCL connect over the loopback interface; for ranks that are all on one machine."""
+    for name in _INTERFACES:
+        environment[name] = LOOPBACK
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address or name means this machine alone."""
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except OSError:
+        return False
+    return all(str(address[0]).startswith("127.") or address[0] == "::1" for *_, address in found)
+
+
+def bound_store(host: str, port: int, world_size: int | None, *, is_master: bool, **options: Any) -> dist.TCPStore:
+    """A TCPStore that listens on the interface of `host` and on no other.
+
+    Args:
+        host: an address of the machine that the first rank runs on.
+        options: further arguments of TCPStore.
+
+    Raises:
+        RuntimeSetupError: the address is not one of this machine, or the port is taken.
+    """
+    if not is_master:
+        return dist.TCPStore(host, port, world_size, False, **options)
+    port, descriptor = _listener(host, port)
+    return dist.TCPStore(host, port, world_size, True, master_listen_fd=descriptor, **options)
+
+
+def _listener(host: str, port: int) -> tuple[int, int]:
+    """Port and descriptor of a socket that listens on one address. The store closes it."""
+    problem: OSError | None = None
+    try:
+        candidates = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except OSError as error:
+        candidates, problem = [], error
+    for family, kind, protocol, _, address in candidates:
+        listener = socket.socket(family, kind, protocol)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            listener.listen(1024)
+        except OSError as error:
+            listener.close()
+            problem = error
+            continue
+        return listener.getsockname()[1], listener.detach()
+    raise RuntimeSetupError(
+        f"{host}, port {port}: the first rank cannot listen there ({problem}); give an address of its own machine "
+        "(MASTER_ADDR) and a free port (MASTER_PORT)"
+    )
+
+
+class _LoopbackStore(dist.TCPStore):
+    """A TCPStore that listens on loopback alone where its address is one of loopback."""
+
+    def __init__(
+        self, host_name: str, port: int, world_size: int | None = None, is_master: bool = False, **options: Any
+    ):
+        if is_master and "master_listen_fd" not in options and is_loopback(host_name):
+            port, options["master_listen_fd"] = _listener(host_name, port)
+        super().__init__(host_name, port, world_size, is_master, **options)
+
+
+def keep_stores_on_loopback() -> None:
+    """Make `init_process_group` in this process start stores that listen on loopback alone, where they can.
+
+    For processes in which others call it: vLLM's and OpenRLHF's. Safe to call again.
+    """
+    # torch.distributed has a function of the module's name
+    rendezvous: Any = sys.modules["torch.distributed.rendezvous"]
+    rendezvous.TCPStore = _LoopbackStore

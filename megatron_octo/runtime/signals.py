@@ -1,0 +1,66 @@
+"""The signals that ask a process to stop: noted from its first moment on, and kept away from its helpers.
+
+SIGTERM (a job is ended), SIGINT (Ctrl-C), SIGHUP (the terminal is gone) and SIGUSR1 (SLURM's warning before the time
+limit) all mean: finish the step, save, stop. They may come more than once, and at any time.
+"""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+
+
+class StopRequest:
+    """Notes the stop signals of this process. Make it by `listen_for_stop`."""
+
+    def __init__(self) -> None:
+        self.received: list[int] = []
+        for number in STOP_SIGNALS:
+            if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+                continue  # nohup has asked for that
+            signal.signal(number, self._note)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        del frame
+        self.received.append(number)
+
+    def requested(self) -> bool:
+        """Whether a stop signal has come."""
+        return bool(self.received)
+
+    def ignore_others(self) -> None:
+        """Ignore stop signals from here on; to be called once all is saved.
+
+        As Python ends it restores the default handlers. A signal that came then would kill a process that has done its
+        work, and its job would fail where it should be requeued.
+        """
+        for number in STOP_SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+
+
+_request: StopRequest | None = None
+
+
+def listen_for_stop() -> StopRequest:
+    """The stop request of this process, which notes signals from the first call on. Main thread only."""
+    global _request
+    if _request is None:
+        _request = StopRequest()
+    return _request
+
+
+@contextmanager
+def stop_signals_blocked() -> Iterator[None]:
+    """Hold the stop signals back while the body runs; they come at its end.
+
+    A process that is started inside begins with them blocked: until `listen_for_stop` it misses none, and a helper
+    that never calls it is left alone when a signal goes to the whole process group.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
