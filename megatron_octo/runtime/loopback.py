@@ -9,7 +9,7 @@ import socket
 import sys
 from typing import Any
 
-import torch.distributed as dist
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from megatron_octo.errors import RuntimeSetupError
 
@@ -32,7 +32,7 @@ def is_loopback(host: str) -> bool:
     return all(str(address[0]).startswith("127.") or address[0] == "::1" for *_, address in found)
 
 
-def bound_store(host: str, port: int, world_size: int | None, *, is_master: bool, **options: Any) -> dist.TCPStore:
+def bound_store(host: str, port: int, world_size: int | None, *, is_master: bool, **options: Any) -> TCPStore:
     """A TCPStore that listens on the interface of `host` and on no other.
 
     Args:
@@ -43,9 +43,9 @@ def bound_store(host: str, port: int, world_size: int | None, *, is_master: bool
         RuntimeSetupError: the address is not one of this machine, or the port is taken.
     """
     if not is_master:
-        return dist.TCPStore(host, port, world_size, False, **options)
+        return TCPStore(host, port, world_size, False, **options)
     port, descriptor = _listener(host, port)
-    return dist.TCPStore(host, port, world_size, True, master_listen_fd=descriptor, **options)
+    return TCPStore(host, port, world_size, True, master_listen_fd=descriptor, **options)
 
 
 def _listener(host: str, port: int) -> tuple[int, int]:
@@ -72,7 +72,7 @@ def _listener(host: str, port: int) -> tuple[int, int]:
     )
 
 
-class _LoopbackStore(dist.TCPStore):
+class _LoopbackStore(TCPStore):
     """A TCPStore that listens on loopback alone where its address is one of loopback."""
 
     def __init__(
