@@ -10,6 +10,7 @@ from megatron_octo.data.decontaminate import protected_digest
 from megatron_octo.data.heldout import heldout_settings
 from megatron_octo.data.manifest import SourceManifest, read_manifest
 from megatron_octo.data.tokenizer import tokenizer_sha256
+from megatron_octo.data.tokenizer_file import cuts_texts
 from megatron_octo.errors import DataError
 from megatron_octo.recipe import Recipe
 from megatron_octo.recipe.data import BuiltinSource
@@ -43,6 +44,8 @@ def settings_digest(recipe: Recipe, source: str, tokenizer: Path) -> str:
         decontamination = recipe.data.decontamination
         values["decontamination"] = decontamination.model_dump(mode="json")
         values["evaluation_files"] = protected_digest(decontamination)
+    if cuts_texts(tokenizer / "tokenizer.json"):
+        values["truncation"] = "off"  # what was prepared with it on was cut, and is made again
     if isinstance(section, BuiltinSource):
         values["corpus"] = {"version": CORPUS_VERSION, "reasoning-gym": metadata.version("reasoning-gym")}
     return sha256_of_json(values)

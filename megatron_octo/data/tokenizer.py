@@ -1,14 +1,17 @@
 """The tokenizer of a run: loaded or made once, checked, and kept in the run folder for every later leg."""
 
-import json
 import os
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from megatron_octo.errors import DataError
+from megatron_octo.data.rows.parquet import first_line
+from megatron_octo.data.tokenizer_file import read_object_leniently, read_tokenizer_file, without_limits
+from megatron_octo.errors import DataError, OctoError
+from megatron_octo.reading.json_text import read_json
+from megatron_octo.reading.text import shown_path
 from megatron_octo.recipe.model import ModelSection
 from megatron_octo.runtime.files import sha256_of, write_json_atomically
 
@@ -25,15 +28,16 @@ _THOUGHT = ("<think>", "</think>")
 def load_tokenizer(model: ModelSection, folder: Path) -> "PreTrainedTokenizerFast":
     """The recipe's tokenizer, saved in `folder`, where `AutoTokenizer.from_pretrained` finds it too.
 
-    A hub tokenizer that `folder` already holds is not fetched again.
+    A hub tokenizer that `folder` already holds is not fetched again. Truncation and padding that tokenizer.json asks
+    for are switched off: a document is never cut, and never filled up. Code that comes with a tokenizer is never run.
 
     Raises:
-        DataError: there is no such tokenizer, `end_of_document` is not one token of it, or its ids do not fit
-            `architecture.vocab_size`.
+        DataError: there is no such tokenizer, it is damaged or needs code of its own, `end_of_document` is not one
+            token of it, or its ids do not fit `architecture.vocab_size`.
     """
     beside = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
     origin = {"tokenizer": model.tokenizer, "revision": model.tokenizer_revision}
-    is_local = model.tokenizer == BUILTIN or Path(model.tokenizer).expanduser().is_dir()
+    is_local = model.tokenizer == BUILTIN or _is_folder(model.tokenizer)
     if not is_local and _origin_of(folder) == origin:
         return _opened(model, folder)
     shutil.rmtree(beside, ignore_errors=True)
@@ -71,7 +75,7 @@ def tokenizer_sha256(folder: Path) -> str:
 def vocabulary_size(tokenizer: Tokenizer) -> int:
     """The highest token id, and one: what an embedding must hold. Ids may have gaps, so it is not a count."""
     vocabulary: dict[str, int] = tokenizer.get_vocab(with_added_tokens=True)
-    return max(vocabulary.values()) + 1
+    return max(vocabulary.values(), default=-1) + 1
 
 
 def bytes_tokenizer() -> Tokenizer:
@@ -106,6 +110,13 @@ def _save(tokenizer: Tokenizer, folder: Path, end_of_document: str) -> None:
     fast.save_pretrained(str(folder))
 
 
+def _is_folder(name: str) -> bool:
+    try:
+        return Path(name).expanduser().is_dir()
+    except (OSError, RuntimeError, ValueError):  # too long a name, `~nobody`, a NUL
+        return False
+
+
 def _copy(source: Path, folder: Path, model: ModelSection) -> None:
     if not (source / "tokenizer.json").is_file():
         raise DataError(
@@ -116,7 +127,13 @@ def _copy(source: Path, folder: Path, model: ModelSection) -> None:
         _save(_read(source / "tokenizer.json", model), folder, model.end_of_document)
     for name in _FILES:
         if (source / name).is_file():
-            shutil.copyfile(source / name, folder / name)
+            try:
+                shutil.copyfile(source / name, folder / name)
+            except OSError as error:
+                raise DataError(
+                    f"model.tokenizer = {model.tokenizer!r}: {shown_path(source / name)} cannot be copied "
+                    f"({error.strerror}); correct its permissions, or make room"
+                ) from None
 
 
 def _fetched(model: ModelSection) -> Path:
@@ -133,19 +150,25 @@ def _fetched(model: ModelSection) -> Path:
 
 
 def _read(path: Path, model: ModelSection) -> Tokenizer:
-    try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # tokenizers raises a bare Exception
-        raise DataError(
-            f"model.tokenizer = {model.tokenizer!r}: {path.name} is not a tokenizer ({error}); copy it again"
-        ) from None
+    return read_tokenizer_file(path, f"model.tokenizer = {model.tokenizer!r}")
 
 
 def _opened(model: ModelSection, folder: Path) -> "PreTrainedTokenizerFast":
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+    key = f"model.tokenizer = {model.tokenizer!r}"
     _check(model, _read(folder / "tokenizer.json", model))
-    tokenizer = AutoTokenizer.from_pretrained(str(folder))
+    config = read_object_leniently(folder / "tokenizer_config.json", key)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
+    except Exception as error:  # transformers raises many kinds
+        code = "auto_map" in config
+        why = "it needs code of its own (auto_map), which is never run here" if code else first_line(error)
+        way_out = "take auto_map out, or choose a tokenizer that transformers has" if code else "copy it again"
+        raise DataError(f"{key}: not a tokenizer that transformers reads ({why}); {way_out}") from None
+    if not getattr(tokenizer, "is_fast", False):
+        raise DataError(f"{key}: not a fast tokenizer; choose one that tokenizer.json is enough for")
+    without_limits(tokenizer.backend_tokenizer)
     return cast(PreTrainedTokenizerFast, tokenizer)
 
 
@@ -166,10 +189,10 @@ def _check(model: ModelSection, tokenizer: Tokenizer) -> None:
         )
 
 
-def _origin_of(folder: Path) -> dict[str, str | None] | None:
+def _origin_of(folder: Path) -> Any:
     try:
-        return json.loads((folder / _ORIGIN).read_text())  # type: ignore[no-any-return]
-    except (FileNotFoundError, ValueError):
+        return read_json(folder / _ORIGIN, DataError)
+    except OctoError:  # none, or damaged: it is fetched again
         return None
 
 

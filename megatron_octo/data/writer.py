@@ -12,12 +12,13 @@ import numpy as np
 import numpy.typing as npt
 from datatrove.data import Document, DocumentsPipeline
 from datatrove.pipeline.tokens.megatron_tokenizer import MegatronDocumentTokenizer, MegatronTokenizedFile
-from datatrove.utils.tokenization import load_tokenizer
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 
 from megatron_octo.data.limits import Limits
 from megatron_octo.data.tally import Tally, read_report
+from megatron_octo.data.tokenizer import vocabulary_size
+from megatron_octo.data.tokenizer_file import read_tokenizer_file
 
 _BATCH_DOCUMENTS = 10_000
 _BATCH_CHARACTERS = 4_000_000
@@ -29,13 +30,18 @@ class TokenWriter(MegatronDocumentTokenizer):
     Beside `<rank>_tokens.bin` and `.idx` it leaves `<rank>.lengths.npy` (tokens of each document, int32) and
     `<rank>.hashes.npy` (64 bits of each text, uint64), by which the merge cuts and splits. No token is added but
     the end of document: datatrove replaces the tokenizer's own post-processor, so no beginning-of-text token
-    stands between packed documents. A special token spelled out in a text is encoded as plain text, so text
-    cannot end a document.
+    stands between packed documents. Truncation and padding are off. A special token spelled out in a text is encoded
+    as plain text, so text cannot end a document.
     """
 
     def __init__(self, folder: Path, tokenizer: Path, end_of_document: str, tally: Tally, limits: Limits) -> None:
         super().__init__(str(folder), tokenizer_name_or_path=str(tokenizer), eos_token=end_of_document)
         self._folder, self._tally, self._limits = folder, tally, limits
+
+    @cached_property
+    def token_size(self) -> int:
+        """Bytes of a token, by the highest id; datatrove goes by their number, and ids may have gaps."""
+        return 4 if vocabulary_size(self.tokenizer) > np.iinfo(np.uint16).max + 1 else 2
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -106,7 +112,7 @@ def _batches(data: DocumentsPipeline) -> Iterator[list[Document]]:
 @lru_cache(maxsize=1)
 def _tokenizer(path: str, end_of_document: str) -> Any:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    tokenizer = load_tokenizer(path)
+    tokenizer = read_tokenizer_file(Path(path), path)
     tokenizer.post_processor = TemplateProcessing(
         single="$A <EOS>", special_tokens=[("<EOS>", tokenizer.token_to_id(end_of_document))]
     )

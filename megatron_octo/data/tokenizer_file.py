@@ -1,0 +1,85 @@
+"""tokenizer.json: read with limits, and with its truncation and padding switched off."""
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import orjson
+from tokenizers import Tokenizer
+
+from megatron_octo.data.rows.json_value import row_or_reason
+from megatron_octo.data.rows.parquet import first_line
+from megatron_octo.data.rows.row import BadRow
+from megatron_octo.errors import DataError
+from megatron_octo.reading.json_text import json_kind
+from megatron_octo.reading.text import read_text, shown_path
+
+MOST_BYTES = 256 << 20
+"""Gemma's, the largest we know, has 33 MB."""
+MOST_ID = 2**31 - 2
+"""Tokens are written as 32-bit integers."""
+
+
+def read_tokenizer_file(path: Path, key: str) -> Tokenizer:
+    """A tokenizer that neither cuts a text nor fills one up.
+
+    Args:
+        key: the setting that names it, for messages.
+
+    Raises:
+        DataError: the file is missing, too large, not JSON, or no tokenizer; or it has no token.
+    """
+    text = read_text(path, DataError, MOST_BYTES)
+    try:
+        value = orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        raise DataError(f"{key}: {shown_path(path)} is not JSON ({error}); copy it again") from None
+    if not isinstance(value, dict):
+        raise DataError(f"{key}: {shown_path(path)} holds {json_kind(value)}, not a tokenizer; copy it again")
+    try:
+        tokenizer = Tokenizer.from_str(text)
+        ids = tokenizer.get_vocab(with_added_tokens=True).values()
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a bare Exception; a panic of its Rust code is no Exception at all
+        raise DataError(f"{key}: {path.name} is not a tokenizer ({first_line(error)}); copy it again") from None
+    if not ids:
+        raise DataError(f"{key}: {path.name} has no tokens; copy it again")
+    if max(ids) > MOST_ID:
+        raise DataError(
+            f"{key}: {path.name} has a token of id {max(ids)}, and at most {MOST_ID} is read; copy it again"
+        )
+    return without_limits(tokenizer)
+
+
+def read_object_leniently(path: Path, key: str) -> dict[str, Any]:
+    """A JSON object such as tokenizer_config.json, where transformers writes 10^30 as the largest length.
+
+    Raises:
+        DataError: the file is missing, too large, or no JSON object.
+    """
+    value = row_or_reason(read_text(path, DataError).encode())
+    if not isinstance(value, dict):
+        what = f"is {value}" if isinstance(value, BadRow) else f"holds {json_kind(value)}, not an object"
+        raise DataError(f"{key}: {shown_path(path)} {what}; copy it again")
+    return value
+
+
+def without_limits(tokenizer: Tokenizer) -> Tokenizer:
+    """The same tokenizer with truncation and padding switched off."""
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def cuts_texts(path: Path) -> bool:
+    """Whether tokenizer.json asks for truncation. Before it was switched off here, documents were cut by it."""
+    status = path.stat()
+    return _cuts_texts(path, status.st_mtime_ns, status.st_size)
+
+
+@lru_cache(maxsize=8)
+def _cuts_texts(path: Path, modified: int, size: int) -> bool:
+    del modified, size  # what the cache goes by
+    value: Any = orjson.loads(read_text(path, DataError, MOST_BYTES))
+    return isinstance(value, dict) and value.get("truncation") is not None
