@@ -1,15 +1,22 @@
 """What is known of a prepared source: `manifest.json`, written last, beside the tokens it describes."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt
 
 from megatron_octo.errors import DataError
-from megatron_octo.runtime.files import sha256_of
+from megatron_octo.reading.json_text import read_record
+from megatron_octo.reading.text import shown_path
+from megatron_octo.runtime.files import sha256_of_all
 
 MANIFEST = "manifest.json"
 SplitName = Literal["train", "validation"]
+SPLITS: tuple[SplitName, ...] = ("train", "validation")
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$", max_length=100)]
+"""A file of the folder itself: a manifest never leads out of it."""
 
 
 class _Record(BaseModel):
@@ -19,17 +26,17 @@ class _Record(BaseModel):
 class TokenFile(_Record):
     """A file of a split."""
 
-    path: str
-    """Relative to the manifest's folder."""
-    bytes: int
-    sha256: str
+    path: FileName
+    """In the manifest's folder."""
+    bytes: NonNegativeInt
+    sha256: Sha256
 
 
 class Split(_Record):
     """Tokens for one use. Documents end with the end-of-document token, which `tokens` counts."""
 
-    documents: int
-    tokens: int
+    documents: NonNegativeInt
+    tokens: NonNegativeInt
     files: tuple[TokenFile, ...]
 
 
@@ -37,20 +44,20 @@ class TokenizerRecord(_Record):
     """The tokenizer that made the tokens."""
 
     name: str
-    sha256: str
+    sha256: Sha256
     """Of its tokenizer.json."""
-    vocab_size: int
+    vocab_size: NonNegativeInt
     """Highest id, and one."""
     end_of_document: str
-    end_of_document_id: int
+    end_of_document_id: NonNegativeInt
 
 
 class InputFile(_Record):
     """A local file that was read."""
 
     path: str
-    bytes: int
-    sha256: str
+    bytes: NonNegativeInt
+    sha256: Sha256
 
 
 class SourceManifest(_Record):
@@ -71,19 +78,18 @@ class SourceManifest(_Record):
     train: Split
     validation: Split
     inputs: tuple[InputFile, ...]
-    rows_read: int
-    bad_rows: dict[str, int]
+    rows_read: NonNegativeInt
+    bad_rows: dict[str, NonNegativeInt]
     """Rows that could not be used, by reason."""
-    contaminated: dict[str, int]
+    contaminated: dict[str, NonNegativeInt]
     """Documents dropped, by evaluation set."""
-    validation_duplicates: int
+    validation_duplicates: NonNegativeInt
     """Documents left out of training because their text is a validation document's."""
     versions: dict[str, str]
 
     def prefixes(self, folder: Path, split: SplitName) -> list[Path]:
         """Paths of a split without `.bin`/`.idx`, as Megatron wants them."""
-        files: tuple[TokenFile, ...] = getattr(self, split).files
-        return [(folder / file.path).with_suffix("") for file in files if file.path.endswith(".bin")]
+        return [(folder / file.path).with_suffix("") for file in _files(self, split) if file.path.endswith(".bin")]
 
 
 def read_manifest(folder: Path) -> SourceManifest:
@@ -93,38 +99,87 @@ def read_manifest(folder: Path) -> SourceManifest:
         DataError: there is none, it is damaged, or it is of another version.
     """
     path = folder / MANIFEST
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise DataError(f"{folder}: not prepared (no {MANIFEST}); run `octo data prepare`") from None
-    try:
-        return SourceManifest.model_validate_json(text)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
+    if not folder.is_dir() or not path.exists():
+        raise DataError(f"{folder}: not prepared (no {MANIFEST}); run `octo data prepare`")
+    manifest = read_record(path, SourceManifest, DataError, f"not a manifest this version reads; {_again(folder)}")
+    for split in SPLITS:
+        _check_pair(path, folder, split, getattr(manifest, split))
+    return manifest
+
+
+def _check_pair(path: Path, folder: Path, split: SplitName, record: Split) -> None:
+    names = [file.path for file in record.files]
+    stems = {name.removesuffix(".bin") for name in names if name.endswith(".bin")}
+    if not stems or sorted(names) != sorted(f"{stem}{suffix}" for stem in stems for suffix in (".bin", ".idx")):
         raise DataError(
-            f"{path}: not a manifest this version reads ({where}: {first['msg']}); "
-            f"remove {folder} and run `octo data prepare`"
-        ) from None
+            f"{path}: {split}.files = {names}: not pairs of .bin and .idx; not a manifest this version reads; "
+            f"{_again(folder)}"
+        )
 
 
-def verify_manifest(folder: Path, manifest: SourceManifest) -> None:
-    """Read every token file again and compare its size and SHA-256 with the manifest.
+def split_bytes(manifest: SourceManifest, splits: Sequence[SplitName] = SPLITS) -> int:
+    """Bytes that verifying reads, for progress bars."""
+    return sum(file.bytes for split in splits for file in _files(manifest, split))
+
+
+def hash_split_files(
+    folder: Path,
+    manifest: SourceManifest,
+    splits: Sequence[SplitName] = SPLITS,
+    on_bytes: Callable[[int], None] | None = None,
+) -> dict[Path, str]:
+    """SHA-256 of each file of the splits, read on as many threads as there are cores.
 
     Raises:
-        DataError: a file is missing or differs.
+        DataError: a file is missing, of another size than the manifest says, or not readable.
     """
-    for split in (manifest.train, manifest.validation):
-        for file in split.files:
-            path = folder / file.path
+    paths = []
+    for file in (file for split in splits for file in _files(manifest, split)):
+        path = folder / file.path
+        try:
             if not path.is_file():
                 raise DataError(f"{path}: missing, though the manifest lists it; {_again(folder)}")
-            if (size := path.stat().st_size) != file.bytes:
-                raise DataError(f"{path}: {size} bytes, but the manifest says {file.bytes}; {_again(folder)}")
-            if (digest := sha256_of(path)) != file.sha256:
-                raise DataError(
-                    f"{path}: SHA-256 {digest[:12]}..., but the manifest says {file.sha256[:12]}...; {_again(folder)}"
-                )
+            size = path.stat().st_size
+        except OSError as error:
+            raise _unreadable(path, error) from None
+        if size != file.bytes:
+            raise DataError(f"{path}: {size} bytes, but the manifest says {file.bytes}; {_again(folder)}")
+        paths.append(path)
+    try:
+        return dict(zip(paths, sha256_of_all(paths, on_bytes), strict=True))
+    except OSError as error:
+        raise _unreadable(Path(error.filename or folder), error) from None
+
+
+def verify_manifest(
+    folder: Path,
+    manifest: SourceManifest,
+    on_bytes: Callable[[int], None] | None = None,
+    splits: Sequence[SplitName] = SPLITS,
+) -> None:
+    """Read the token files again, in parallel, and compare their sizes and SHA-256 with the manifest.
+
+    Args:
+        on_bytes: hears of every block read, from several threads.
+
+    Raises:
+        DataError: a file is missing, not readable, or differs.
+    """
+    digests = hash_split_files(folder, manifest, splits, on_bytes)
+    for file in (file for split in splits for file in _files(manifest, split)):
+        if (digest := digests[folder / file.path]) != file.sha256:
+            raise DataError(
+                f"{folder / file.path}: SHA-256 {digest[:12]}..., but the manifest says {file.sha256[:12]}...; "
+                f"{_again(folder)}"
+            )
+
+
+def _files(manifest: SourceManifest, split: SplitName) -> tuple[TokenFile, ...]:
+    return manifest.train.files if split == "train" else manifest.validation.files
+
+
+def _unreadable(path: Path, error: OSError) -> DataError:
+    return DataError(f"{shown_path(path)}: cannot be read ({error.strerror}); correct its permissions, or the disk")
 
 
 def _again(folder: Path) -> str:

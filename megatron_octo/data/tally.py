@@ -7,10 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from megatron_octo.errors import DataError
+from megatron_octo.reading.json_text import read_json_object
 from megatron_octo.runtime.files import write_text_atomically
 
 PLACES_KEPT = 5
 _TICK_SECONDS = 0.5
+_PROGRESS = ("documents", "tokens", "done")
+_REPORT = ("rows", *_PROGRESS, "bad", "places", "lines", "contaminated")
 
 
 @dataclass
@@ -66,17 +70,30 @@ class Tally:
 
 
 def read_report(folder: Path, rank: int) -> dict[str, Any] | None:
-    """A finished task's report; None while there is none."""
-    return _read(folder / f"{rank:05d}.json")
+    """A finished task's report; None while there is none.
+
+    Raises:
+        DataError: it is damaged.
+    """
+    path = folder / f"{rank:05d}.json"
+    if not path.is_file():
+        return None
+    report = read_json_object(path, DataError, "run `octo data prepare` again", needs=_REPORT)
+    numbers = [report[key] for key in ("rows", "documents", "tokens", "done")]
+    if not all(type(number) is int and number >= 0 for number in numbers) or not all(
+        isinstance(report[key], dict) for key in ("bad", "places", "lines", "contaminated")
+    ):
+        raise DataError(f"{path}: not a task's report; run `octo data prepare` again")
+    return report
 
 
 def read_progress(folder: Path, rank: int) -> dict[str, Any] | None:
-    """How far a task is: its report, or what it last said; None before it has begun."""
-    return _read(folder / f"{rank:05d}.json") or _read(folder / f"{rank:05d}.progress")
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        return json.loads(path.read_text())  # type: ignore[no-any-return]
-    except FileNotFoundError:
-        return None
+    """How far a task is: its report, or what it last said; None before it has begun, or where it cannot be read."""
+    for name in (f"{rank:05d}.json", f"{rank:05d}.progress"):
+        try:
+            progress = read_json_object(folder / name, DataError, needs=_PROGRESS)
+        except DataError:  # a bar is no reason to stop
+            continue
+        if all(type(progress[key]) is int for key in _PROGRESS):
+            return progress
+    return None

@@ -153,11 +153,17 @@ def _read(path: Path, model: ModelSection) -> Tokenizer:
     return read_tokenizer_file(path, f"model.tokenizer = {model.tokenizer!r}")
 
 
-def _opened(model: ModelSection, folder: Path) -> "PreTrainedTokenizerFast":
+def open_tokenizer(folder: Path, key: str) -> "PreTrainedTokenizerFast":
+    """The tokenizer of a folder, with its truncation and padding switched off.
+
+    Args:
+        key: what names it, for messages.
+
+    Raises:
+        DataError: it is damaged, needs code of its own, or is not a fast one.
+    """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-    key = f"model.tokenizer = {model.tokenizer!r}"
-    _check(model, _read(folder / "tokenizer.json", model))
     config = read_object_leniently(folder / "tokenizer_config.json", key)
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
@@ -170,6 +176,11 @@ def _opened(model: ModelSection, folder: Path) -> "PreTrainedTokenizerFast":
         raise DataError(f"{key}: not a fast tokenizer; choose one that tokenizer.json is enough for")
     without_limits(tokenizer.backend_tokenizer)
     return cast(PreTrainedTokenizerFast, tokenizer)
+
+
+def _opened(model: ModelSection, folder: Path) -> "PreTrainedTokenizerFast":
+    _check(model, _read(folder / "tokenizer.json", model))
+    return open_tokenizer(folder, f"model.tokenizer = {model.tokenizer!r}")
 
 
 def _check(model: ModelSection, tokenizer: Tokenizer) -> None:

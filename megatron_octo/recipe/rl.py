@@ -29,17 +29,23 @@ COMPLEX = (
 
 
 class PromptFile(Section):
-    """Problems in a JSON or JSONL file."""
+    """Problems in a file: JSON lines, one JSON list, or Parquet, compressed or not."""
 
     kind: Literal["file"]
     path: str
     prompt_key: str = "prompt"
+    """A dot steps into what is nested, as in a source's format."""
     answer_key: str = "answer"
     count: PositiveInt | None = None
     """The first so many."""
     max_bad_share: float = Field(default=0.001, ge=0.0, lt=1.0)
     """Rows with no problem, or an answer that nothing can be compared with, are left out and named up to this share,
     and stop the run beyond it. (MATH8K as released has two empty answers in 8,523 rows.)"""
+    answer_after: str | None = Field(default=None, min_length=1)
+    """The answer is what follows the last of these in its field: `####` for GSM8K."""
+    chat: bool = False
+    """The problem is a chat, a list of messages, and is put into the tokenizer's chat template; `rl.template` is then
+    not used."""
 
 
 class BuiltinPrompts(Section):
@@ -60,7 +66,7 @@ Prompts = Annotated[PromptFile | BuiltinPrompts, Field(discriminator="kind")]
 
 
 class ProblemSet(Section):
-    """Problems of a benchmark, in a JSON or JSONL file."""
+    """Problems of a benchmark, in a file such as those of prompts."""
 
     path: str
     problem_key: str = "problem"

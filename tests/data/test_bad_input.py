@@ -144,7 +144,7 @@ def test_a_manifest_that_is_missing_or_damaged(prepared):
         read_manifest(prepared.parent / "b")
     path = prepared / "manifest.json"
     path.write_text(path.read_text().replace('"rows_read"', '"rows"'))
-    with pytest.raises(DataError, match=r"not a manifest this version reads \(rows_read: .*\); remove .* and run"):
+    with pytest.raises(DataError, match=r"rows_read = .*; not a manifest this version reads; remove .* and run"):
         read_manifest(prepared)
 
 

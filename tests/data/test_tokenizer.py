@@ -68,6 +68,18 @@ def bpe(folder, bos=True):
     return tokenizer
 
 
+def with_limits(folder, limit):
+    """builtin:bytes with a tokenizer.json that asks for truncation, or for padding."""
+    load_tokenizer(model(), folder)
+    path = folder / "tokenizer.json"
+    tokenizer = Tokenizer.from_file(str(path))
+    if limit == "truncation":
+        tokenizer.enable_truncation(16)
+    else:
+        tokenizer.enable_padding(pad_id=257, pad_token="<|pad|>")
+    tokenizer.save(str(path))
+
+
 def test_a_folder_is_copied_as_it_is(tmp_path):
     original = bpe(tmp_path / "mine")
     sets = (f"model.tokenizer={tmp_path}/mine", "model.end_of_document=<eos>", "model.architecture.vocab_size=512")
