@@ -1,6 +1,6 @@
 """Megatron's distributed checkpoints, tensor by tensor: no model, no process group, no whole model in memory.
 
-A checkpoint (format torch_dist) is torch.distributed.checkpoint's own, written and read here through its storage
+A checkpoint (format torch_dist) is torch.distributed.checkpoint's own, written here through its storage
 classes, plus Megatron's `metadata.json` and `common.pt`.
 """
 
@@ -8,17 +8,17 @@ import io
 import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import torch
 from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
 from torch.distributed.checkpoint.default_planner import (
-    DefaultLoadPlanner,
     DefaultSavePlanner,
     create_default_global_save_plan,
 )
-from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
     MetadataIndex,
@@ -26,7 +26,6 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 from torch.distributed.checkpoint.planner import (
-    LoadPlan,
     ReadItem,
     SavePlan,
     TensorWriteData,
@@ -36,8 +35,8 @@ from torch.distributed.checkpoint.planner import (
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
 from megatron_octo.errors import CheckpointError
-
-_COMMON = "common.pt"
+from megatron_octo.runtime.checkpoint_metadata import read_checkpoint_metadata
+from megatron_octo.runtime.checkpoint_objects import COMMON, plain_values_only
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,7 @@ def write_torch_dist(folder: Path, ranks: Iterable[list[Chunk]], on_bytes: Calla
         if plan.items
     ]
     writer.finish(metadata, results)
-    torch.save({"content_metadata": {}}, folder / _COMMON)
+    torch.save({"content_metadata": {}}, folder / COMMON)
     save_config(CheckpointingConfig("torch_dist"), str(folder))
 
 
@@ -121,19 +120,11 @@ class TorchDistReader:
         """Read what there is, and no tensor.
 
         Raises:
-            CheckpointError: not a torch_dist checkpoint.
+            CheckpointError: not a torch_dist checkpoint, or metadata that is damaged or not read (see there).
         """
         self.folder = folder
-        self._reader = FileSystemReader(folder)
-        try:
-            # Megatron's saves name classes of its own in the metadata, which importing megatron above provides
-            self._metadata = self._reader.read_metadata()
-        except FileNotFoundError:
-            raise CheckpointError(
-                f"{folder}: no .metadata, so it is not a torch_dist checkpoint; give the step-... folder itself"
-            ) from None
+        self._metadata = read_checkpoint_metadata(folder)
         self._memory = torch.empty(0, dtype=torch.uint8)
-        self._reader.set_up_storage_reader(self._metadata, is_coordinator=True)
         self._tensors: dict[str, TensorStorageMetadata] = {
             key: entry
             for key, entry in self._metadata.state_dict_metadata.items()
@@ -168,15 +159,10 @@ class TorchDistReader:
             offsets[0], extent[0] = layer, 1
         if rows is not None:
             extent[0 if layer is None else 1] = rows
-        target = self._memory_for(torch.Size(extent), self.dtype(key))
         wanted = ChunkStorageMetadata(torch.Size(offsets), torch.Size(extent))
         items = create_read_items_for_chunk_list(key, entry, [wanted])
-        covered = sum(item.lengths.numel() for item in items)
-        if covered != target.numel():
-            raise CheckpointError(
-                f"{self.folder}: {key} has {covered} of the {target.numel()} values that {list(entry.size)} asks for; "
-                "restore it from a copy"
-            )
+        self._check_cover(key, wanted, items)
+        target = self._memory_for(wanted.sizes, self.dtype(key))
         for item in items:
             self._read_item(entry, item, target)
         return target if layer is None else target[0]
@@ -187,24 +173,52 @@ class TorchDistReader:
             self._memory = torch.empty(needed, dtype=torch.uint8)
         return self._memory[:needed].view(dtype).view(size)
 
+    def _check_cover(self, key: str, wanted: ChunkStorageMetadata, items: list[ReadItem]) -> None:
+        """Every value once: what no part fills would be another tensor's, left in memory."""
+        covered, asked = sum(item.lengths.numel() for item in items), wanted.sizes.numel()
+        boxes = [[(o, o + n) for o, n in zip(item.dest_offsets, item.lengths, strict=True)] for item in items]
+        if covered != asked or any(_overlap(one, other) for one, other in combinations(boxes, 2)):
+            raise CheckpointError(
+                f"{self.folder}: the parts of {key} have {covered} values where {asked} are needed, each once; restore "
+                "it from a copy"
+            )
+        stored = sum(self._metadata.storage_data[item.storage_index].length for item in items)
+        if asked * self.dtype(key).itemsize > stored:
+            raise CheckpointError(
+                f"{self.folder}: {key} of {asked} values in {self.dtype(key)} lies in {stored} bytes, which cannot be; "
+                "restore it from a copy"
+            )
+
     def _read_item(self, entry: TensorStorageMetadata, item: ReadItem, target: torch.Tensor) -> None:
         view = _view_of(target, item)
         chunk = next(chunk for chunk in entry.chunks if chunk.offsets == item.storage_index.offset)
         stored: Any = self._metadata.storage_data[item.storage_index]
         with open(self.folder / stored.relative_path, "rb", buffering=0) as file:
-            start = _values_in_file(file, stored, chunk, target.dtype)
-            if start is None:  # compressed, or laid out otherwise: torch reads it
-                self._reader.read_data(LoadPlan([item]), _TargetPlanner(target)).value()
-                return
-            # straight to where it belongs, where it is in one piece there; torch.load would copy twice
-            is_whole = item.lengths == chunk.sizes and view.is_contiguous()
-            values = view if is_whole else torch.empty(chunk.sizes, dtype=target.dtype)
-            file.seek(start)
-            _fill(file, values)
+            try:
+                start = _values_in_file(file, stored, chunk, target.dtype)
+                # straight to where it belongs, where it is in one piece there; torch.load would copy twice
+                is_whole = start is not None and item.lengths == chunk.sizes and view.is_contiguous()
+                values = view if is_whole else torch.empty(chunk.sizes, dtype=target.dtype)
+                if start is not None:
+                    file.seek(start)
+                    _fill(file, values)
+                else:  # laid out otherwise
+                    values.copy_(_loaded(file, stored))
+            except Exception as problem:  # what is in a damaged file fails in any way
+                reason = f"{type(problem).__name__}: {problem!s:.120}"
+                raise CheckpointError(
+                    f"{self.folder}: {item.storage_index.fqn} cannot be read from {stored.relative_path} ({reason}); "
+                    "restore it from a copy"
+                ) from None
         if not is_whole:
             for dim, (offset, length) in enumerate(zip(item.storage_offsets, item.lengths, strict=True)):
                 values = values.narrow(dim, offset, length)
             view.copy_(values)
+
+
+def _overlap(one: list[tuple[int, int]], other: list[tuple[int, int]]) -> bool:
+    """Whether two boxes share a value."""
+    return all(max(a, c) < min(b, d) for (a, b), (c, d) in zip(one, other, strict=True))
 
 
 def _view_of(target: torch.Tensor, item: ReadItem) -> torch.Tensor:
@@ -251,10 +265,9 @@ def _values_in_file(file: io.RawIOBase, stored: Any, chunk: ChunkStorageMetadata
     What torch.save writes is a zip archive of stored (not compressed) records; the tensor's shape, strides and dtype
     are read from it without its values.
     """
-    if getattr(stored, "transform_descriptors", None):
-        return None
     archive = io.BufferedReader(_Part(file, stored.offset, stored.length))
-    tensor = torch.load(archive, map_location="meta", weights_only=True)
+    with plain_values_only():
+        tensor = torch.load(archive, map_location="meta", weights_only=True)
     if tensor.shape != chunk.sizes or tensor.dtype != dtype or not tensor.is_contiguous() or tensor.storage_offset():
         return None
     with zipfile.ZipFile(archive) as records:
@@ -263,7 +276,19 @@ def _values_in_file(file: io.RawIOBase, stored: Any, chunk: ChunkStorageMetadata
         return None
     archive.seek(record.header_offset + _NAME_LENGTHS)
     name, extra = int.from_bytes(archive.read(2), "little"), int.from_bytes(archive.read(2), "little")
-    return int(stored.offset) + record.header_offset + _LOCAL_HEADER + name + extra
+    start = record.header_offset + _LOCAL_HEADER + name + extra
+    if start + tensor.nbytes > stored.length:
+        raise ValueError("its values end beyond its part of the file")
+    return int(stored.offset) + start
+
+
+def _loaded(file: io.RawIOBase, stored: Any) -> torch.Tensor:
+    """A chunk as torch reads it."""
+    with plain_values_only():
+        tensor: torch.Tensor = torch.load(
+            io.BufferedReader(_Part(file, stored.offset, stored.length)), map_location="cpu", weights_only=True
+        )
+    return tensor
 
 
 def _fill(file: io.RawIOBase, values: torch.Tensor) -> None:
@@ -272,24 +297,5 @@ def _fill(file: io.RawIOBase, values: torch.Tensor) -> None:
     while left:
         count = file.readinto(left)
         if not count:
-            raise CheckpointError(f"a checkpoint's file ends {len(left)} bytes too early; restore it from a copy")
+            raise ValueError(f"the file ends {len(left)} bytes too early")
         left = left[count:]
-
-
-class _TargetPlanner(DefaultLoadPlanner):
-    """Puts what is read into one tensor."""
-
-    def __init__(self, target: torch.Tensor) -> None:
-        super().__init__()
-        self.target = target
-
-    def resolve_tensor(self, read_item: ReadItem) -> torch.Tensor:
-        return _view_of(self.target, read_item)
-
-    def commit_tensor(self, read_item: ReadItem, tensor: torch.Tensor) -> None:
-        """The view was written in place."""
-
-
-def is_torch_dist(folder: Path) -> bool:
-    """Whether a folder looks like a torch_dist checkpoint."""
-    return (folder / ".metadata").is_file()

@@ -11,6 +11,8 @@ from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer
 
 from megatron_octo.errors import CheckpointError
+from megatron_octo.runtime.checkpoint_loading import loading
+from megatron_octo.runtime.checkpoint_objects import check_extra_states
 from megatron_octo.train.optimizer import allocate_moments, load_optimizer
 
 # Under the default type megatron-core 0.16.1 ends in "flattened_range is not supported"
@@ -56,16 +58,16 @@ def load_state(
     """Read model and optimizer from a checkpoint of any layout that its resharding allows. All ranks call it.
 
     Raises:
-        CheckpointError: tensors that are missing or surplus, by name, or of another shape.
+        CheckpointError: tensors that are missing or surplus, by name, or of another shape; or one that is damaged, or
+            holds a pickle that is not read (`runtime/checkpoint_loading.py`).
     """
     allocate_moments(optimizer)
     state = sharded_state(model, optimizer, resharding, is_loading=True)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            loaded, missing, unexpected = dist_checkpointing.load(state, str(folder), strict=StrictHandling.RETURN_ALL)
-    except dist_checkpointing.core.CheckpointingException as error:
-        raise CheckpointError(f"{folder}: does not fit this model: {error}") from error
+    with warnings.catch_warnings(), loading(folder):
+        warnings.simplefilter("ignore")
+        loaded, missing, unexpected = dist_checkpointing.load(state, str(folder), strict=StrictHandling.RETURN_ALL)
+    if not isinstance(loaded.get("optimizer"), dict):
+        raise CheckpointError(f"{folder}: common.pt holds nothing of the optimizer; restore it from a copy")
     # Transformer Engine keeps FP8 scales under _extra_state; a layer spec without it has none
     wrong = sorted(key for key in {*missing, *unexpected} if "_extra_state" not in key)
     if wrong:
@@ -74,5 +76,6 @@ def load_state(
             "it is a checkpoint of another architecture"
         )
     for number, chunk in enumerate(model):
-        chunk.module.load_state_dict(loaded["model" if len(model) == 1 else f"model{number}"], strict=False)
+        of_chunk = loaded["model" if len(model) == 1 else f"model{number}"]
+        chunk.module.load_state_dict(check_extra_states(of_chunk, str(folder)), strict=False)
     load_optimizer(optimizer, loaded["optimizer"])
