@@ -9,10 +9,10 @@ from rich.console import Console
 from rich.markup import escape
 
 from megatron_octo.bridge.stages import exported_digest, last_checkpoint
-from megatron_octo.data.answers import last_boxed
 from megatron_octo.data.heldout import read_heldout
 from megatron_octo.errors import CheckpointError
 from megatron_octo.eval.generate import Completion, generate
+from megatron_octo.grading.boxes import last_boxed
 from megatron_octo.recipe import Recipe
 from megatron_octo.runtime.checkpoints import MANIFEST
 from megatron_octo.runtime.files import sha256_of, sha256_of_json, write_json_atomically, write_text_atomically

@@ -9,7 +9,8 @@ from typing import Any
 
 from openrlhf.utils.agent import AgentExecutorBase
 
-from megatron_octo.rl.graders import Graders
+from megatron_octo.grading.pool import Graders
+from megatron_octo.grading.verdict import Verdict
 from megatron_octo.rl.session import Session
 
 
@@ -42,7 +43,7 @@ class AgentExecutor(AgentExecutorBase):
         output = (await llm_engine.generate(prompt_ids, params)).outputs[0]
         response_ids, truncated = list(output.token_ids), output.finish_reason == "length"
         text = hf_tokenizer.decode(response_ids, skip_special_tokens=True)
-        right, has_answer, timed_out = await asyncio.to_thread(self.graders.grade, text, label)
+        verdict = await asyncio.to_thread(self.graders.grade, text, label, prompt)
         log_probs = None
         if params.logprobs is not None:
             log_probs = [0.0] * len(prompt_ids) + [
@@ -53,20 +54,21 @@ class AgentExecutor(AgentExecutorBase):
             "label": label,
             "images": images,
             "mm_train_inputs": None,
-            "reward": self._reward(right, has_answer, truncated),
-            "scores": float(right),
+            "reward": self._reward(verdict, truncated),
+            "scores": float(verdict.right),
             "observation_tokens": list(prompt_ids) + response_ids,
             "action_ranges": [(len(prompt_ids), len(prompt_ids) + len(response_ids))],
             "rollout_log_probs": log_probs,
             "truncated": truncated,
             "extra_logs": {
-                "right": float(right), "has_answer": float(has_answer), "grader_timed_out": float(timed_out),
+                "right": float(verdict.right), "has_answer": float(verdict.has_answer),
+                "grader_timed_out": float(verdict.timed_out),
             },
         }  # fmt: skip
 
-    def _reward(self, right: bool, has_answer: bool, truncated: bool) -> float:
+    def _reward(self, verdict: Verdict, truncated: bool) -> float:
         settings = self.rl.reward
-        reward = settings.right if right else settings.wrong
-        if not has_answer and settings.no_answer is not None:
+        reward = settings.right if verdict.right else settings.wrong
+        if not verdict.has_answer and settings.no_answer is not None:
             reward = settings.no_answer
         return reward - settings.truncated_penalty * truncated

@@ -1,0 +1,239 @@
+r"""How an answer is built: values, lists, tuples, intervals, sets, matrices, equations; inequalities as intervals."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
+
+_OPEN, _CLOSE = ("(", "[", "{"), (")", "]", "}")
+_TOKEN = re.compile(r"\\begin\{\w+\*?\}|\\end\{\w+\*?\}|\\text\{[^{}]*\}|\\[a-zA-Z]+|\\.|.", re.DOTALL)
+_OR = {"\\lor", "\\text{or}", "\\quad", "\\\\", "\\cup", ";", ","}
+_WORD_SEPARATOR = re.compile(
+    r",?\s?(?<![a-zA-Z\\])(?:or|and)(?![a-zA-Z])|,?\\text\{[, ]*(?:or|and)[, ]*\}|\\land(?![a-zA-Z])"
+)
+_RELATION = re.compile(r"\\(?:le|ge|ne|in|equiv|approx|sim)(?![a-zA-Z])|[<>=]")
+_THOUSANDS = re.compile(r"(?<![\d.,(\[])(\d{1,3})((?:,\d{3})+)(?![\d,])")
+_BUILDER = re.compile(r"\\\{([a-zA-Z])(?:\\in\\mathbb\{?R\}?)?(?:[:|])(.+)\\\}")
+_MEMBER = re.compile(r"([a-zA-Z](?:_\{\w+\})?)\\in(?![a-zA-Z])(.+)")
+_REALS = re.compile(r"^(?:\\mathbb\{?R\}?|\\text\{[aA]ll real numbers\}|[aA]ll real numbers)$")
+_MATRIX = re.compile(
+    r"[(\[]?\\begin\{([pbvBV]?matrix|smallmatrix|array)\}(?:\{[^{}]*\})?(.*)\\end\{\1\}[)\]]?", re.DOTALL
+)
+_ROW_END = re.compile(r"\\\\(?:\[[^\]]*\])?|\\(?![a-zA-Z{}|])")  # one backslash too: datasets lose the other
+_VARIABLE = re.compile(r"-?(?:[a-zA-Z]|\\[a-zA-Z]+)(?:_\{\w+\})?(?:\([a-z]\))?")
+_HAS_LETTER = re.compile(r"(?<!\\)(?<!\\[a-zA-Z])[a-zA-Z]")
+_SIMPLE_NAME = re.compile(
+    r"(?:\\text\{[^{}]*\}|\\angle|\\triangle|\\overline\{\w+\}|\\(?!pi)[a-zA-Z]+(?![a-zA-Z])|[a-zA-Z ]|_\{[^{}]*\}|\^\{-1\}|'|\([a-zA-Z,0-9+\-]*\)|\|)+"
+)
+_COMMANDS = re.compile(r"\\(?:frac|sqrt|sin|cos|tan|log|ln|pi|sum|int|infty|binom)(?![a-zA-Z])")
+_FLIPPED = {"<": ">", ">": "<", "\\le": "\\ge", "\\ge": "\\le", "\\ne": "\\ne"}
+
+
+@dataclass(frozen=True)
+class Reading:
+    """An answer's structure over normalized text."""
+
+    kind: Literal["value", "list", "group", "equation"]
+    """list: order is free, as in `1,2`, sets and unions. group: order counts, as in tuples, intervals, rows."""
+    text: str
+    items: tuple["Reading", ...] = ()
+    brackets: str = ""
+    """Of a group: `()`, `[)`, ..., `row`, `matrix`."""
+    name: str = ""
+    """What it is called: `x` in `x=5` and in `x>5`."""
+    others: tuple[str, ...] = ()
+    """Further members of a chain `x=a=b`, which have to be the same value."""
+
+
+def read(text: str, thousands: bool = True) -> Reading:
+    """The structure of normalized text.
+
+    Args:
+        thousands: whether `1,234` is one number where it stands alone.
+    """
+    text = _REALS.sub(r"(-\\infty,\\infty)", text)
+    if (found := _MEMBER.fullmatch(text)) is not None and not _RELATION.search(found[2]):
+        return replace(read(found[2], thousands), name=found[1])
+    if (found := _BUILDER.fullmatch(text)) is not None:
+        return read(found[2], thousands)
+    if (found := _MATRIX.fullmatch(text)) is not None and found[2].count("\\begin") == 0:
+        rows = [row for row in _ROW_END.split(found[2].replace("\\hline", "")) if row.strip()]
+        return Reading("group", text, tuple(_group(row.split("&"), "row") for row in rows), "matrix")
+    if (tuples := _named_tuples(text)) is not None:
+        return tuples
+    if thousands:
+        text = _THOUSANDS.sub(lambda m: m[1] + m[2].replace(",", "{,}"), text)
+    parts = split(_WORD_SEPARATOR.sub(_comma, text) if _WORD_SEPARATOR.search(text) else text, _OR)
+    if len(parts) > 1:
+        if (between := _conjunction(text, parts)) is not None:
+            return between
+        readings = [read(part, thousands) for part in parts]
+        return Reading("list", text, tuple(_flattened(readings, joined="\\cup" in text)))
+    return _read_single(parts[0] if parts else text, thousands)
+
+
+def split(text: str, separators: set[str]) -> list[str]:
+    """The parts of a text between separators that no bracket encloses; empty parts are left out."""
+    parts, depth, start = [], 0, 0
+    for token in _TOKEN.finditer(text):
+        symbol = token.group()
+        if symbol in _OPEN or symbol == "\\{" or symbol.startswith("\\begin"):
+            depth += 1
+        elif symbol in _CLOSE or symbol == "\\}" or symbol.startswith("\\end"):
+            depth -= 1
+        elif depth == 0 and symbol in separators:
+            parts.append(text[start : token.start()])
+            start = token.end()
+    return [part.strip() for part in [*parts, text[start:]] if part.strip()]
+
+
+def _comma(found: re.Match[str]) -> str:
+    return ","
+
+
+def _flattened(readings: list[Reading], joined: bool) -> Iterator[Reading]:
+    for reading in readings:
+        if reading.kind == "list" and (joined or not reading.text.startswith("\\{")):
+            yield from reading.items
+        else:
+            yield reading
+
+
+def _group(parts: list[str], brackets: str) -> Reading:
+    return Reading("group", ",".join(parts), tuple(read(part.strip()) for part in parts), brackets)
+
+
+def _read_single(text: str, thousands: bool) -> Reading:
+    if ("\\pm" in text or "\\mp" in text) and _inside(text) is None:
+        signs = [text.replace("\\pm", a).replace("\\mp", b) for a, b in (("+", "-"), ("-", "+"))]
+        return Reading(
+            "list", text, tuple(_read_single(re.sub(r"(^|[=(,])\+", r"\1", sign), thousands) for sign in signs)
+        )
+    if (interval := _inequality(text)) is not None:
+        return interval
+    members = split(text, {"=", "\\approx"})
+    if len(members) > 1 and not re.search(r"\\(?:ne|le|ge|in|sum|prod|equiv)(?![a-zA-Z])|[<>]|\\text\{if\}", text):
+        return _equation(text, members, thousands)
+    inner = _inside(text)
+    if inner is None:
+        return Reading("value", text)
+    left, content, right = inner
+    parts = split(content, {",", ";"})
+    if left == "\\{":
+        reading = read(content, thousands=False)
+        return Reading("list", text, reading.items if reading.kind == "list" else (reading,))
+    if len(parts) < 2:
+        return read(content, thousands) if left + right == "()" and parts else Reading("value", text)
+    brackets = "()" if len(parts) > 2 else left + right
+    return Reading("group", text, tuple(read(part, thousands=False) for part in parts), brackets)
+
+
+def _inside(text: str) -> tuple[str, str, str] | None:
+    """Outer brackets that belong together, and what stands between them."""
+    left = "\\{" if text.startswith("\\{") else text[:1]
+    right = "\\}" if text.endswith("\\}") else text[-1:]
+    if (left == "\\{") != (right == "\\}") or left not in ("\\{", "(", "[", "]") or right not in ("\\}", ")", "]", "["):
+        return None
+    content = text[len(left) : len(text) - len(right)]
+    depth = 0
+    for token in _TOKEN.finditer(content):
+        symbol = token.group()
+        depth += (symbol in _OPEN or symbol == "\\{") - (symbol in _CLOSE or symbol == "\\}")
+        if depth < 0:
+            return None
+    french = {"]": "(", "[": ")"}
+    if left == "]":
+        left = "("
+    if right == "[":
+        right = french[right]
+    return (left, content, right) if depth == 0 else None
+
+
+def _equation(text: str, members: list[str], thousands: bool) -> Reading:
+    named = [member for member in members if is_name(member)]
+    if members[0] in named or members[-1] in named:
+        name = members[0] if members[0] in named else members[-1]
+        values = [member for member in members if member not in named] or [members[-1]]
+        return replace(read(values[-1], thousands), name=name, others=tuple(values[:-1]))
+    if not any(map(has_letter, members)):
+        return replace(read(members[-1], thousands), others=tuple(members[:-1]))
+    if "\\approx" in text:
+        return read(members[0], thousands)  # 2/3, and about 0.67
+    return Reading("equation", text, tuple(Reading("value", member) for member in members))
+
+
+def is_name(text: str) -> bool:
+    r"""Whether text can name a value: `x`, `a_n`, `f(x)`, `\angle ABC`, `\text{Area}`, `(x,y)`."""
+    return bool(_SIMPLE_NAME.fullmatch(text)) and not _COMMANDS.search(text) and text not in ("e", "i")
+
+
+def has_letter(text: str) -> bool:
+    """Whether a variable stands in it."""
+    return bool(_HAS_LETTER.search(re.sub(r"\\[a-zA-Z]+", " ", text)))
+
+
+def _named_tuples(text: str) -> Reading | None:
+    r"""`p=5,q=2;p=7,q=2` as a list of tuples, and `x=1,y=2` as a tuple."""
+    groups = split(text, {";", "\\lor", "\\text{or}"})
+    rows = [split(group, {",", "\\text{and}", "\\quad", "\\land"}) for group in groups]
+    pairs = [[split(entry, {"="}) for entry in row] for row in rows]
+    if not all(len(row) > 1 and all(len(pair) == 2 and is_name(pair[0]) for pair in row) for row in pairs):
+        return None
+    if any(len({pair[0] for pair in row}) < len(row) for row in pairs):
+        return None
+    tuples = [
+        Reading("group", group, tuple(replace(read(value), name=name) for name, value in row), "named")
+        for group, row in zip(groups, pairs, strict=True)
+    ]
+    return tuples[0] if len(tuples) == 1 else Reading("list", text, tuple(tuples))
+
+
+def _inequality(text: str) -> Reading | None:
+    r"""`x>5` as the interval (5, infinity), `-1\le x\le 2` as [-1, 2], `x\ne 3` as two intervals."""
+    relations = [m.group() for m in _RELATION.finditer(text)]
+    members = [part.strip() for part in _RELATION.split(text)]
+    if not relations or any(relation not in _FLIPPED for relation in relations) or not all(members):
+        return None
+    if len(relations) == 2 and _VARIABLE.fullmatch(members[1]) and not members[1].startswith("-"):
+        low, name, high = members
+        if relations[0] in (">", "\\ge") and relations[1] in (">", "\\ge"):
+            low, high, relations = high, low, [_FLIPPED[relations[1]], _FLIPPED[relations[0]]]
+        if all(relation in ("<", "\\le") for relation in relations):
+            return _interval(text, low, high, relations[0] == "\\le", relations[1] == "\\le", name)
+        return None
+    if len(relations) != 1:
+        return None
+    name, relation, bound = members[0], relations[0], members[1]
+    if not _VARIABLE.fullmatch(name) or name.startswith("-"):
+        name, relation, bound = bound, _FLIPPED[relation], name
+    if not _VARIABLE.fullmatch(name) or name.startswith("-") or name in bound:
+        return None
+    if relation == "\\ne":
+        parts = (
+            _interval(text, "-\\infty", bound, False, False, name),
+            _interval(text, bound, "\\infty", False, False, name),
+        )
+        return Reading("list", text, parts, name=name)
+    if relation in (">", "\\ge"):
+        return _interval(text, bound, "\\infty", relation == "\\ge", False, name)
+    return _interval(text, "-\\infty", bound, False, relation == "\\le", name)
+
+
+def _interval(text: str, low: str, high: str, has_low: bool, has_high: bool, name: str) -> Reading:
+    brackets = ("[" if has_low else "(") + ("]" if has_high else ")")
+    return Reading("group", text, (Reading("value", low), Reading("value", high)), brackets, name)
+
+
+def _conjunction(text: str, parts: list[str]) -> Reading | None:
+    r"""`x>3 \text{ and } x<5` as the interval (3, 5), where a lower and an upper bound of one variable are joined."""
+    if len(parts) != 2 or not re.search(r"\\land|\band\b|\{and\}", text):
+        return None
+    bounds = [_inequality(part) for part in parts]
+    if any(b is None or b.kind != "group" for b in bounds) or bounds[0].name != bounds[1].name:  # type: ignore[union-attr]
+        return None
+    below = [b for b in bounds if b is not None and b.items[1].text == "\\infty"]
+    above = [b for b in bounds if b is not None and b.items[0].text == "-\\infty"]
+    if len(below) != 1 or len(above) != 1:
+        return None
+    brackets = below[0].brackets[0] + above[0].brackets[1]
+    return Reading("group", text, (below[0].items[0], above[0].items[1]), brackets, below[0].name)
