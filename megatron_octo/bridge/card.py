@@ -1,14 +1,16 @@
 """The model card of an export: what it is, and the whole of its lineage."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field
 
 from megatron_octo.bridge.companions import run_of
 from megatron_octo.bridge.config import DTYPE_NAMES
+from megatron_octo.errors import CheckpointError
+from megatron_octo.reading.json_text import read_record
 from megatron_octo.recipe import BASE, Architecture, Stage
 from megatron_octo.recipe.tokens import format_tokens
 from megatron_octo.runtime.checkpoints import MANIFEST, CheckpointManifest, read_checkpoint_manifest
@@ -21,44 +23,100 @@ class Lineage:
 
     checkpoint: str
     manifest: CheckpointManifest | None
-    settings: dict[str, Any] | None
+    settings: "Settings | None"
     """What its stage was really trained with: `settings` of its lineage.json, ancestors included."""
-    sources: dict[str, dict[str, Any]]
-    """Data manifests, by source, of all that the lineage was trained on."""
+    sources: "dict[str, Source | None]"
+    """Data manifests, by source, of all that the lineage was trained on; None for those that are gone."""
+
+
+class _Read(BaseModel):
+    """A part of a file of the run folder; what the card does not need is passed over."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True, protected_namespaces=())
+
+
+class _Model(_Read):
+    initialize: str
+    base: str | None = None
+
+
+class _Train(_Read):
+    sequence_length: int = Field(gt=0)
+    global_batch_size: int = Field(gt=0)
+    learning_rate: float
+
+
+class Settings(_Read):
+    """What lineage.json says a checkpoint was trained with."""
+
+    seed: int
+    model: _Model
+    train: _Train
+    stages: dict[str, Stage] = Field(min_length=1)
+
+
+class _LineageFile(_Read):
+    settings: Settings
+
+
+class _Prepared(_Read):
+    tokens: int
+
+
+class Source(_Read):
+    """What a source's manifest says of it."""
+
+    kind: str
+    revision: str | None = None
+    licence: str | None = None
+    origin: dict[str, Any]
+    train: _Prepared
 
 
 def lineage_of(checkpoint: Path) -> Lineage:
-    """Read what stands in the checkpoint and in the run folder around it."""
+    """Read what stands in the checkpoint and in the run folder around it.
+
+    Raises:
+        CheckpointError: a manifest or lineage.json that cannot be read.
+    """
     manifest = read_checkpoint_manifest(checkpoint) if (checkpoint / MANIFEST).is_file() else None
     run = run_of(checkpoint)
     if run is None or manifest is None or not run.lineage(manifest.stage).is_file():
         return Lineage(checkpoint.name, manifest, None, {})
-    settings = json.loads(run.lineage(manifest.stage).read_text(encoding="utf-8"))["settings"]
-    names = dict.fromkeys(name for stage in settings["stages"].values() for name in stage["mixture"])
-    return Lineage(checkpoint.name, manifest, settings, {name: _data(run, name) for name in names})
+    settings = read_record(run.lineage(manifest.stage), _LineageFile, CheckpointError, _RESTORE).settings
+    names = dict.fromkeys(name for stage in settings.stages.values() for name in stage.mixture)
+    return Lineage(checkpoint.name, manifest, settings, {name: _source(run, name) for name in names})
 
 
-def _data(run: RunFolder, source: str) -> dict[str, Any]:
+_RESTORE = "restore it from a copy, or move it away for a model card that says nothing of it"
+
+
+def _source(run: RunFolder, source: str) -> Source | None:
     path = run.source(source) / "manifest.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return read_record(path, Source, CheckpointError, _RESTORE) if path.is_file() else None
 
 
-def model_card(shape: Architecture, dtype: torch.dtype, lineage: Lineage, is_rounded: bool) -> str:
+def model_card(
+    shape: Architecture, dtype: torch.dtype, lineage: Lineage, is_rounded: bool, lost_by_rounding: str = ""
+) -> str:
     """The text of README.md.
 
     Args:
         is_rounded: whether some weights were stored in another dtype than they are exported in.
+        lost_by_rounding: what rounding made infinite or 0, in words.
     """
     manifest, settings = lineage.manifest, lineage.settings
     name = f"{manifest.recipe}/{manifest.stage}" if manifest is not None and manifest.recipe else lineage.checkpoint
     lines = ["---", "library_name: transformers", "pipeline_tag: text-generation"]
-    if settings is not None and settings["model"]["initialize"] == "base":
-        lines.append(f"base_model: {settings['model']['base']}")
+    if settings is not None and settings.model.initialize == "base":
+        lines.append(f"base_model: {settings.model.base}")
     equal = f"equal, bit for bit, after rounding to {DTYPE_NAMES[dtype]}" if is_rounded else "equal, bit for bit"
     what = (
         f"A {shape.model_type} model of {shape.num_parameters():,} parameters in {DTYPE_NAMES[dtype]}, exported from a "
         f"Megatron-Core checkpoint by megatron_octo. Every tensor was read back and found {equal}."
     )
+    if lost_by_rounding:
+        what += f" By rounding, {lost_by_rounding}."
     lines += ["---", f"# {name}", "", what, "", "## Lineage", ""]
     if manifest is None:
         lines += [f"Checkpoint `{lineage.checkpoint}`, saved by another program: it does not say where it comes from."]
@@ -81,19 +139,18 @@ def model_card(shape: Architecture, dtype: torch.dtype, lineage: Lineage, is_rou
     return "\n".join(lines) + "\n"
 
 
-def _stages(settings: dict[str, Any], manifest: CheckpointManifest) -> list[str]:
-    model, train = settings["model"], settings["train"]
-    start = f"`{model['base']}`" if model["initialize"] == "base" else "random weights"
-    lines = [f"Recipe `{manifest.recipe}`, seed {settings['seed']}. Begins from {start}.", ""]
+def _stages(settings: Settings, manifest: CheckpointManifest) -> list[str]:
+    model, train, stages = settings.model, settings.train, settings.stages
+    start = f"`{model.base}`" if model.initialize == "base" else "random weights"
+    lines = [f"Recipe `{manifest.recipe}`, seed {settings.seed}. Begins from {start}.", ""]
     lines += ["| stage | parent | tokens | learning rate | mixture |", "|---|---|---|---|---|"]
-    stages = {name: Stage.model_validate(stage) for name, stage in settings["stages"].items()}
-    per_step = train["sequence_length"] * train["global_batch_size"]
+    per_step = train.sequence_length * train.global_batch_size
     for (name, stage), child in zip(stages.items(), [*list(stages.values())[1:], None], strict=True):
         mark = child.parent.at if child is not None else None
         budget = mark if mark is not None else stage.tokens
         tokens = -(-budget // per_step) * per_step if child is not None else manifest.stage_tokens
         shape = stage.learning_rate
-        peak = shape.peak or train["learning_rate"]
+        peak = shape.peak or train.learning_rate
         rate = f"{peak:g}" if shape.shape == "constant" else f"{peak:g} to {peak * shape.floor:g}, {shape.shape}"
         mixture = ", ".join(f"{source} {weight:g}" for source, weight in stage.mixture.items())
         parent = stage.parent.stage if stage.parent.stage != BASE else "the beginning"
@@ -102,13 +159,14 @@ def _stages(settings: dict[str, Any], manifest: CheckpointManifest) -> list[str]
     return lines
 
 
-def _source_row(source: str, data: dict[str, Any]) -> str:
-    if not data:
+def _source_row(source: str, data: Source | None) -> str:
+    if data is None:
         return f"| {source} | not in the run folder any more | | | |"
-    origin = data["origin"]
-    shown = origin.get("dataset") or origin.get("corpus") or ", ".join(Path(p).name for p in origin.get("paths", []))
-    tokens = format_tokens(data["train"]["tokens"])
-    return f"| {source} | {data['kind']}: {shown} | {data['revision'] or '-'} | {data['licence']} | {tokens} |"
+    origin = data.origin
+    paths = origin.get("paths") if isinstance(origin.get("paths"), list) else []
+    shown = origin.get("dataset") or origin.get("corpus") or ", ".join(Path(str(path)).name for path in paths or [])
+    tokens = format_tokens(data.train.tokens)
+    return f"| {source} | {data.kind}: {shown} | {data.revision or '-'} | {data.licence} | {tokens} |"
 
 
 def _origin(manifest: CheckpointManifest) -> str:

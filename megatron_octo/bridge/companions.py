@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from megatron_octo.bridge.config import CONFIG, read_config
+from megatron_octo.bridge.tokenizer_check import check_tokenizer
 from megatron_octo.errors import ModelError
+from megatron_octo.reading.json_text import shortened
+from megatron_octo.runtime.links import check_inside
 from megatron_octo.runtime.run_folder import RunFolder
 
 FOLDER = "hf"
@@ -34,18 +37,46 @@ class Companions:
         return read_config(self.base) if self.base is not None and (self.base / CONFIG).is_file() else None
 
     def special_tokens(self) -> dict[str, Any]:
-        """`bos_token_id`, `eos_token_id`, `pad_token_id` as the tokenizer has them; null for those it has not."""
+        """`bos_token_id`, `eos_token_id`, `pad_token_id` as the tokenizer has them; null for those it has not.
+
+        Raises:
+            ModelError: transformers cannot read the tokenizer.
+        """
         ids: dict[str, Any] = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
         if self.tokenizer is None:
             return ids
         from transformers import AutoTokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(str(self.tokenizer))
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(str(self.tokenizer), trust_remote_code=False)
+        except Exception as error:  # it raises many kinds, and Rust's panics
+            said = shortened(" ".join(f"{error!r}".split()))
+            raise ModelError(
+                f"{self.tokenizer}: transformers cannot read the tokenizer ({said}); mend it, or give another with "
+                "--tokenizer"
+            ) from None
         return {key: getattr(tokenizer, key) for key in ids}
+
+    def check(self, vocab_size: int) -> None:
+        """Refuse what could not be sent along with a model of so many rows.
+
+        Raises:
+            ModelError: a tokenizer that does not fit, is damaged or needs code, or a link that leads out of its folder.
+        """
+        for folder, names in ((self.base, _BASE), (self.tokenizer, _TOKENIZER)):
+            for name in names if folder is not None else ():
+                assert folder is not None
+                check_inside(folder, folder / name, ModelError)
+        if self.tokenizer is not None:
+            check_tokenizer(self.tokenizer, vocab_size)
 
 
 def copy_base(source: Path, folder: Path) -> None:
-    """Copy a Hugging Face model's companions into a new folder."""
+    """Copy a Hugging Face model's companions into a new folder.
+
+    Raises:
+        ModelError: one of them is a link that leads out of its folder.
+    """
     folder.mkdir()
     _copy(source, folder, _BASE)
 
@@ -98,4 +129,5 @@ def write_companions(companions: Companions, folder: Path) -> None:
 def _copy(source: Path, folder: Path, names: tuple[str, ...]) -> None:
     for name in names:
         if (source / name).is_file():
+            check_inside(source, source / name, ModelError)
             shutil.copyfile(source / name, folder / name)

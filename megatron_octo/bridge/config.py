@@ -9,7 +9,10 @@ import torch
 from megatron_octo.bridge.families import family_of
 from megatron_octo.errors import ModelError
 from megatron_octo.model.rope import check_expressible
+from megatron_octo.reading.json_text import json_kind, read_json_object, shortened, validated
 from megatron_octo.recipe import Architecture
+from megatron_octo.recipe.check import shape_problems
+from megatron_octo.runtime.links import check_inside
 
 CONFIG = "config.json"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -20,59 +23,65 @@ def read_config(folder: Path) -> dict[str, Any]:
     """The configuration of a Hugging Face folder.
 
     Raises:
-        ModelError: there is none, or it is not JSON.
+        ModelError: there is none, it is no JSON object within the reader's limits, or a link leads out of the folder.
     """
     path = folder / CONFIG
     if not path.is_file():
         raise ModelError(f"{folder}: no {CONFIG}, so it is not a Hugging Face model; give the folder that has it")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelError(f"{path}: not JSON ({error}); copy it again") from None
-    if not isinstance(config, dict):
-        raise ModelError(f"{path}: a configuration is an object, this is {type(config).__name__}; copy it again")
-    return config
+    check_inside(folder, path, ModelError)
+    return read_json_object(path, ModelError)
 
 
 def architecture_of(config: dict[str, Any], where: str) -> Architecture:
     """The shape that a configuration describes. What it leaves out takes transformers' own defaults.
 
     Raises:
-        ModelError: a family that has no table, or a part that Megatron-Core would compute differently.
+        ModelError: a family that has no table, a number out of bounds, or a part that Megatron-Core would compute
+            differently.
     """
     model_type = str(config.get("model_type"))
     family_of(model_type, where)
-    from transformers import AutoConfig
-
-    try:
-        # transformers knows its defaults, and reads both of its ways to write RoPE
-        read = AutoConfig.for_model(**config).to_dict()
-    except Exception as error:  # it raises many kinds: a missing key of a RoPE, a field of another type
-        raise ModelError(f"{where}: transformers cannot read its config.json ({error!r}); mend it") from None
+    _check_layers(config, where)
+    read = _read_by_transformers({key: config[key] for key in _READ if key in config}, where)
     for key, expected, what in _FIXED[model_type]:
         if key in read and read[key] not in expected:
-            raise ModelError(f"{where}: {key} = {read[key]!r}: {what}; this model cannot be converted")
+            raise ModelError(f"{where}: {key} = {shortened(repr(read[key]))}: {what}; this model cannot be converted")
     if config.get("quantization_config"):
         raise ModelError(f"{where}: quantization_config is set: quantized weights cannot be trained; dequantize first")
     rope = read.get("rope_parameters") or {}
-    shape = Architecture.model_validate(
-        {
-            "model_type": model_type,
-            **{key: read[key] for key in _SAME},
-            "head_dim": read.get("head_dim") or None,
-            "rope_theta": rope.get("rope_theta") or read.get("rope_theta"),
-            "rope_scaling": _rope_scaling(rope, where),
-            "attention_bias": model_type == "qwen2",
-        }
-    )
+    if not isinstance(rope, dict):
+        raise ModelError(f"{where}: rope_parameters = {shortened(repr(rope))}: not an object; {_MEND}")
+    if (theta := config.get("rope_theta")) is not None and theta != rope.get("rope_theta", theta):
+        raise ModelError(  # transformers 5 takes one of them, and 4 the other
+            f"{where}: rope_theta = {shortened(repr(theta))}, and {rope['rope_theta']} in rope_parameters; keep one"
+        )
+    fields = {
+        "model_type": model_type,
+        **{key: read[key] for key in _SAME if key in read},
+        "head_dim": read.get("head_dim"),
+        "rope_theta": rope.get("rope_theta", read.get("rope_theta")),
+        "rope_scaling": _rope_scaling(rope, where),
+        "attention_bias": model_type == "qwen2",
+    }
+    _check_types(fields, where)
+    shape = validated(fields, Architecture, where, ModelError, _MEND)
+    if problems := list(shape_problems(shape, CONFIG)):
+        raise ModelError(f"{where}: {'; '.join(str(problem) for problem in problems)}")
     check_expressible(shape)
     return shape
 
 
-_SAME = (
+_MEND = "mend config.json, or copy it again"
+_SIZES = (
     "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size",
-    "vocab_size", "max_position_embeddings", "rms_norm_eps", "tie_word_embeddings", "initializer_range",
+    "vocab_size", "max_position_embeddings",
 )  # fmt: skip
+_SAME = (*_SIZES, "rms_norm_eps", "tie_word_embeddings", "initializer_range")
+_READ = (
+    "model_type", *_SAME, "head_dim", "hidden_act", "attention_bias", "mlp_bias", "rope_theta", "rope_scaling",
+    "rope_parameters", "partial_rotary_factor", "use_sliding_window", "sliding_window", "max_window_layers",
+)  # fmt: skip
+"""What transformers is given: all that decides what is computed, and nothing that it would only spend time on."""
 
 _SILU = ("hidden_act", ("silu",), "Megatron's gated MLP is built with silu here")
 _FIXED: dict[str, tuple[tuple[str, tuple[Any, ...], str], ...]] = {
@@ -85,18 +94,64 @@ _FIXED: dict[str, tuple[tuple[str, tuple[Any, ...], str], ...]] = {
 }
 
 
+def _check_layers(config: dict[str, Any], where: str) -> None:
+    """Before transformers makes a list of as many layers as it is told."""
+    layers, most = config.get("num_hidden_layers", 1), _MOST_LAYERS
+    if type(layers) is not int or not 0 < layers <= most:
+        raise ModelError(f"{where}: num_hidden_layers = {shortened(repr(layers))}: a model has 1 to {most:,}; {_MEND}")
+    types = config.get("layer_types")
+    if types is not None and (not isinstance(types, list) or any(kind != "full_attention" for kind in types)):
+        kinds = sorted({str(kind) for kind in types}) if isinstance(types, list) else types
+        raise ModelError(
+            f"{where}: layer_types = {shortened(repr(kinds))}: attention is over the whole sequence in every layer "
+            "here; this model cannot be converted"
+        )
+
+
+_MOST_LAYERS = next(
+    int(bound.le) for bound in Architecture.model_fields["num_hidden_layers"].metadata if hasattr(bound, "le")
+)
+
+
+def _read_by_transformers(config: dict[str, Any], where: str) -> dict[str, Any]:
+    """The configuration as transformers reads it: it knows its defaults, and both of its ways to write RoPE."""
+    from transformers import AutoConfig
+
+    try:
+        read: dict[str, Any] = AutoConfig.for_model(**config).to_dict()
+    except Exception as error:  # it raises many kinds: a missing key of a RoPE, a field of another type
+        said = shortened(" ".join(f"{error!r}".split()), 300)
+        raise ModelError(f"{where}: transformers cannot read its config.json ({said}); {_MEND}") from None
+    return read
+
+
+def _check_types(fields: dict[str, Any], where: str) -> None:
+    """No text for a number: who reads config.json next may take it for something else."""
+    for key, value in fields.items():
+        if key in (*_SIZES, "head_dim"):
+            fits = type(value) is int or (key == "head_dim" and value is None)
+        elif key in ("rms_norm_eps", "initializer_range", "rope_theta"):
+            fits = type(value) in (int, float)
+        else:
+            fits = key != "tie_word_embeddings" or isinstance(value, bool)
+        if not fits:
+            raise ModelError(
+                f"{where}: {key} = {shortened(repr(value))}: {json_kind(value)} cannot stand here; {_MEND}"
+            )
+
+
 def _rope_scaling(rope: dict[str, Any], where: str) -> dict[str, Any] | None:
     kind = rope.get("rope_type", "default")
     if rope.get("partial_rotary_factor", 1.0) != 1.0:
+        share = shortened(repr(rope["partial_rotary_factor"]))
         raise ModelError(
-            f"{where}: partial_rotary_factor = {rope['partial_rotary_factor']}: RoPE turns whole heads here; "
-            "this model cannot be converted"
+            f"{where}: partial_rotary_factor = {share}: RoPE turns whole heads here; this model cannot be converted"
         )
     if kind == "default":
         return None
     if kind != "llama3":
         raise ModelError(
-            f"{where}: rope_type = {kind!r}: Megatron-Core computes 'default' and 'llama3' only; "
+            f"{where}: rope_type = {shortened(repr(kind))}: Megatron-Core computes 'default' and 'llama3' only; "
             "this model cannot be converted without changing what it computes"
         )
     keys = ("rope_type", "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
@@ -116,6 +171,7 @@ def config_of(shape: Architecture, dtype: torch.dtype, base: dict[str, Any] | No
     config |= {"architectures": [family.class_name], "hidden_act": "silu", "attention_dropout": 0.0, **written}
     config["head_dim"] = shape.kv_channels
     scaling = shape.rope_scaling.model_dump(mode="json") if shape.rope_scaling is not None else None
+    config.pop("auto_map", None)  # names code that is not sent along
     config.pop("rope_parameters", None)  # as transformers 5 spells it: 4 would ignore it, and compute without scaling
     config |= {"rope_theta": shape.rope_theta, "rope_scaling": scaling}
     if shape.model_type == "llama":

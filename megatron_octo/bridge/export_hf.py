@@ -1,5 +1,6 @@
 """A Megatron distributed checkpoint of any layout to a Hugging Face folder, read directly, tensor by tensor."""
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -8,21 +9,21 @@ import torch
 
 from megatron_octo.bridge.card import lineage_of, model_card
 from megatron_octo.bridge.companions import find_companions, write_companions
-from megatron_octo.bridge.config import CONFIG, config_of
+from megatron_octo.bridge.config import CONFIG, DTYPE_NAMES, config_of
+from megatron_octo.bridge.exports import RECORD
 from megatron_octo.bridge.hf_folder import open_hf_folder
 from megatron_octo.bridge.megatron_folder import MegatronFolder, open_megatron_folder
 from megatron_octo.bridge.place import check_place
 from megatron_octo.bridge.safetensors_writer import SHARD_BYTES, Planned, ShardedWriter
+from megatron_octo.bridge.special_values import Rounding
 from megatron_octo.bridge.verify import TensorReport, verify_tensors
 from megatron_octo.bridge.weight_map import in_order, sizes_of
-from megatron_octo.errors import CheckpointError
+from megatron_octo.errors import CheckpointError, ModelError
 from megatron_octo.runtime.beside import folder_beside, put_in_new_place, put_in_place
 from megatron_octo.runtime.checkpoints import record_files, verify_checkpoint
 from megatron_octo.runtime.files import sync, sync_tree, write_json_atomically
 
 OnBytes = Callable[[int], None]
-RECORD = "octo_export.json"
-"""What an export says of itself: the checkpoint it is of, and its files' hashes."""
 
 
 def export_checkpoint(
@@ -34,6 +35,8 @@ def export_checkpoint(
     dtype: torch.dtype | None = None,
     shard_bytes: int = SHARD_BYTES,
     replace: bool = False,
+    allow_rounding_to_inf: bool = False,
+    allow_rounding_to_zero: bool = False,
     on_bytes: OnBytes | None = None,
 ) -> TensorReport:
     """Write a checkpoint as a folder that transformers and vLLM load with no code of ours, and check every tensor.
@@ -46,15 +49,25 @@ def export_checkpoint(
         tokenizer: a folder whose tokenizer goes with the model (default: that of the run, or of the imported base).
         dtype: round the weights to it (default: each as it is stored).
         shard_bytes: largest safetensors file.
+        allow_rounding_to_inf: round also where finite weights become infinite.
+        allow_rounding_to_zero: round also where weights other than 0 become 0.
         replace: put the export in the place of what stands there, once it is whole.
         on_bytes: hears of the bytes written, and of the same bytes again as they are compared.
 
     Raises:
-        CheckpointError: a checkpoint that is damaged or of another architecture, or an export that differs from it.
+        CheckpointError: a checkpoint that is damaged or of another architecture, weights that rounding would make
+            infinite or 0, or an export that differs from the checkpoint.
+        ModelError: a dtype or a shard size that cannot be, or a tokenizer that does not fit the model.
         RuntimeSetupError: the target holds something, another process makes it, or the disk is too small.
     """
+    if shard_bytes < 1 or (dtype is not None and dtype not in DTYPE_NAMES):
+        raise ModelError(
+            f"dtype {dtype}, shards of {shard_bytes} bytes: give {', '.join(DTYPE_NAMES.values())}, and 1 or more"
+        )
     checkpoint = open_megatron_folder(source, config)
     companions = find_companions(source, tokenizer, config)
+    companions.check(checkpoint.shape.vocab_size)
+    lineage, rounding = lineage_of(source), Rounding(dtype)
     planned = _plan(checkpoint, dtype)
     check_place(target, sum(tensor.bytes for tensor in planned), may_replace=replace)
     with folder_beside(target) as work, ThreadPoolExecutor(3) as background:
@@ -63,10 +76,11 @@ def export_checkpoint(
         # a flipped bit would be exported, and compared with itself; hashing goes on beside the conversion
         whole = background.submit(verify_checkpoint, source) if checkpoint.digest is not None else None
         try:
-            _write_weights(checkpoint, planned, output, dtype, shard_bytes, on_bytes)
+            _write_weights(checkpoint, planned, output, rounding, shard_bytes, on_bytes)
         finally:
             if whole is not None:
                 whole.result()  # its error says more than what a damaged file made of the conversion
+        rounding.check(str(target), allow_rounding_to_inf, allow_rounding_to_zero)
         write_companions(companions, output)
         tokens = companions.special_tokens() if companions.config is None else {}
         text = config_of(checkpoint.shape, dtype or checkpoint.dtype, companions.config, tokens)
@@ -74,19 +88,26 @@ def export_checkpoint(
         # the disk works, and the files are hashed, while tensors are compared
         flushed = [background.submit(sync, file) for file in output.iterdir()]
         recorded = background.submit(record_files, output)
-        report = verify_tensors(open_hf_folder(output), checkpoint, on_bytes)
+        report = dataclasses.replace(
+            verify_tensors(open_hf_folder(output), checkpoint, on_bytes),
+            to_inf=rounding.infinities,
+            to_zero=rounding.zeros,
+        )
         if report.different:
             raise CheckpointError(
                 f"{target}: not written: {len(report.different)} tensors read back differ from {source}: "
                 f"{', '.join(report.different[:4])}; the disk or its file system is at fault: try another"
             )
         files = [file.model_dump() for file in recorded.result()]
-        card = model_card(checkpoint.shape, open_hf_folder(output).dtype, lineage_of(source), report.rounded > 0)
+        exported_in = open_hf_folder(output).dtype
+        card = model_card(checkpoint.shape, exported_in, lineage, report.rounded > 0, rounding.text())
         (output / "README.md").write_text(card, encoding="utf-8")
         record = {
             "checkpoint": source.name,
             "checkpoint_manifest_sha256": checkpoint.digest,
             "tensors_equal": report.tensors,
+            "rounded_to_inf": rounding.infinities,
+            "rounded_to_zero": rounding.zeros,
             "files": files,
         }
         write_json_atomically(output / RECORD, record)
@@ -104,12 +125,12 @@ def _write_weights(
     checkpoint: MegatronFolder,
     planned: list[Planned],
     output: Path,
-    dtype: torch.dtype | None,
+    rounding: Rounding,
     shard_bytes: int,
     on_bytes: OnBytes | None,
 ) -> None:
     writer = ShardedWriter(output, planned, shard_bytes)
-    for name, tensor in _tensors(checkpoint, dtype):
+    for name, tensor in _tensors(checkpoint, rounding):
         writer.add(name, tensor)
         if on_bytes is not None:
             on_bytes(tensor.nbytes)
@@ -125,11 +146,14 @@ def _plan(checkpoint: MegatronFolder, dtype: torch.dtype | None) -> list[Planned
     ]
 
 
-def _tensors(checkpoint: MegatronFolder, dtype: torch.dtype | None) -> Iterator[tuple[str, torch.Tensor]]:
+def _tensors(checkpoint: MegatronFolder, rounding: Rounding) -> Iterator[tuple[str, torch.Tensor]]:
     shape = checkpoint.shape
     for rule, layer in in_order(checkpoint.rules, shape.num_hidden_layers):
         # the vocabulary's padding is the only thing that is left behind
         rows = rule.shape(sizes_of(shape))[0]
         whole = checkpoint.reader.read(rule.key, layer, rows)
-        parts = rule.join.separate(whole if dtype is None else whole.to(dtype), shape)
-        yield from zip(rule.names(layer), parts, strict=True)
+        names, narrow = rule.names(layer), rounding.rounded(whole)
+        parts = rule.join.separate(narrow, shape)
+        if narrow.dtype != whole.dtype:
+            rounding.look(names, rule.join.separate(whole, shape), parts)
+        yield from zip(names, parts, strict=True)

@@ -1,6 +1,5 @@
 """A Hugging Face folder: which tensors it has, and one of them at a time."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +12,14 @@ from megatron_octo.bridge.config import DTYPE_NAMES, architecture_of, read_confi
 from megatron_octo.bridge.families import family_of
 from megatron_octo.bridge.weight_map import Family, sizes_of
 from megatron_octo.errors import ModelError
+from megatron_octo.reading.json_text import json_kind, read_json_object, shortened
 from megatron_octo.recipe import Architecture
+from megatron_octo.runtime.links import check_inside
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+_MOST_HEADER_BYTES = 32 << 20
+"""A tensor takes about 120 bytes; the library reads up to 100 MB."""
 _DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
@@ -126,11 +129,15 @@ def _problems(folder: HfFolder) -> Iterator[str]:
     for name in expected.keys() - folder.tensors.keys():
         yield f"{name}: missing, of shape {list(expected[name])}"
     for name in folder.tensors.keys() - expected.keys():
-        yield f"{name}: surplus, of shape {list(folder.tensors[name].shape)}"
+        yield f"{shortened(name)}: surplus, of shape {_shown(folder.tensors[name].shape)}"
     for name in expected.keys() & folder.tensors.keys():
         if folder.tensors[name].shape != expected[name]:
-            yield f"{name}: of shape {list(folder.tensors[name].shape)}, not {list(expected[name])}"
+            yield f"{name}: of shape {_shown(folder.tensors[name].shape)}, not {list(expected[name])}"
     yield from _mixed_dtypes(folder)
+
+
+def _shown(shape: tuple[int, ...]) -> str:
+    return shortened(str(list(shape)), 80)
 
 
 def _mixed_dtypes(folder: HfFolder) -> Iterator[str]:
@@ -146,36 +153,56 @@ def _mixed_dtypes(folder: HfFolder) -> Iterator[str]:
 
 
 def _stored(path: Path) -> Iterator[tuple[str, Stored]]:
-    if not (path / SINGLE).is_file() and (path / INDEX).is_file():  # with both, transformers takes the single file
-        try:
-            names = set(json.loads((path / INDEX).read_text())["weight_map"].values())
-        except (ValueError, KeyError, AttributeError) as error:
-            raise ModelError(f"{path / INDEX}: not an index of safetensors ({error!r}); copy it again") from None
-    else:
-        names = {SINGLE}
     seen: dict[str, Path] = {}
-    for name in sorted(names):
+    for name in _shards(path):
         if not (path / name).is_file():
             has_bin = any(path.glob("*.bin"))
             hint = "convert its .bin files to safetensors first" if has_bin else "copy the folder again"
             raise ModelError(f"{path}: {name} is not there; {hint}")
+        check_inside(path, path / name, ModelError)
         for tensor, stored in _header(path / name):
             if tensor in seen:
-                raise ModelError(f"{path}: {tensor} is in {seen[tensor].name} and in {name}; copy the folder again")
+                raise ModelError(
+                    f"{path}: {shortened(tensor)} is in {seen[tensor].name} and in {name}; copy the folder again"
+                )
             seen[tensor] = stored.file
             yield tensor, stored
 
 
+def _shards(path: Path) -> list[str]:
+    """Names of the files that hold the weights."""
+    if (path / SINGLE).is_file() or not (path / INDEX).is_file():  # with both, transformers takes the single file
+        return [SINGLE]
+    check_inside(path, path / INDEX, ModelError)
+    weight_map = read_json_object(path / INDEX, ModelError, needs=("weight_map",))["weight_map"]
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ModelError(f"{path / INDEX}: weight_map is {json_kind(weight_map)}, not an object; copy it again")
+    for tensor, name in weight_map.items():
+        if not isinstance(name, str) or name in ("", ".", "..") or Path(name).name != name:
+            raise ModelError(
+                f"{path / INDEX}: {shortened(tensor)} is said to be in {shortened(repr(name))}, which is no name of a "
+                "file beside it; copy it again"
+            )
+    return sorted(set(weight_map.values()))
+
+
 def _header(file: Path) -> Iterator[tuple[str, Stored]]:
     try:
+        with open(file, "rb") as raw:
+            length = int.from_bytes(raw.read(8), "little")
+        if length > _MOST_HEADER_BYTES:
+            raise ModelError(
+                f"{file}: its header is said to have {length:,} bytes, and at most {_MOST_HEADER_BYTES:,} are read; "
+                "copy it again"
+            )
         with safe_open(file, framework="pt") as opened:
             for name in opened.keys():  # noqa: SIM118 (not a mapping)
                 entry = opened.get_slice(name)
                 if entry.get_dtype() not in _DTYPES:
                     raise ModelError(
-                        f"{file}: {name} is of dtype {entry.get_dtype()}; weights of "
+                        f"{file}: {shortened(name)} is of dtype {entry.get_dtype()}; weights of "
                         f"{', '.join(DTYPE_NAMES.values())} can be converted: dequantize the model first"
                     )
                 yield name, Stored(file, tuple(entry.get_shape()), _DTYPES[entry.get_dtype()])
-    except SafetensorError as error:
-        raise ModelError(f"{file}: not a whole safetensors file ({error}); copy it again") from None
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{file}: not a whole safetensors file ({shortened(str(error))}); copy it again") from None

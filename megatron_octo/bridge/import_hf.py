@@ -1,6 +1,7 @@
 """Hugging Face weights to a Megatron distributed checkpoint, tensor by tensor."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -12,8 +13,11 @@ from megatron_octo.bridge.companions import FOLDER, copy_base
 from megatron_octo.bridge.hf_folder import HfFolder, open_hf_folder
 from megatron_octo.bridge.layout import Cut, check_layout, cuts, pipeline_rank_of
 from megatron_octo.bridge.place import check_place
+from megatron_octo.bridge.special_values import count_nonfinite, has_only_numbers, named
+from megatron_octo.bridge.tokenizer_check import check_tokenizer
 from megatron_octo.bridge.torch_dist import Chunk, write_torch_dist
 from megatron_octo.bridge.weight_map import Rule, sizes_of
+from megatron_octo.errors import ModelError
 from megatron_octo.recipe import BASE, Parallel
 from megatron_octo.runtime.beside import folder_beside, put_in_new_place
 from megatron_octo.runtime.checkpoints import CheckpointManifest, record_files, write_checkpoint_manifest
@@ -29,6 +33,7 @@ def import_checkpoint(
     *,
     recipe: str = "",
     origin: dict[str, Any] | None = None,
+    allow_nan: bool = False,
     on_bytes: OnBytes | None = None,
 ) -> CheckpointManifest:
     """Write a Hugging Face model as a checkpoint in the form that `layout` would save it in.
@@ -40,20 +45,34 @@ def import_checkpoint(
         source: a folder with `config.json` and safetensors.
         target: a new folder.
         origin: what to note of where the weights are from (name, revision).
+        allow_nan: take weights that are NaN or infinite; how many there are is noted in `origin`.
         on_bytes: hears of the bytes written, and of the same bytes again as they are hashed.
 
     Raises:
-        ModelError: a model that cannot be expressed, or whose tensors are not those it should have.
+        ModelError: a model that cannot be expressed, or whose tensors are not those it should have; weights that are
+            NaN or infinite; a tokenizer with more tokens than the embedding has rows.
         RuntimeSetupError: the target holds something, another process makes it, or the disk is too small.
     """
     folder = open_hf_folder(source)
     check_layout(folder.shape, layout)
+    check_tokenizer(source, folder.shape.vocab_size)
     check_place(target, folder.bytes)
+    seen = _Seen(folder)
     with folder_beside(target) as work:
         output = work / "output"
         output.mkdir()
-        ranks = [list(chunks_of(folder, layout, t, p)) for p in range(layout.pipeline) for t in range(layout.tensor)]
+        ranks = [
+            [seen.watched(chunk) for chunk in chunks_of(folder, layout, t, p)]
+            for p in range(layout.pipeline)
+            for t in range(layout.tensor)
+        ]
         write_torch_dist(output, ranks, on_bytes)
+        nonfinite = seen.nonfinite()
+        if nonfinite and not allow_nan:
+            raise ModelError(
+                f"{source}: {sum(nonfinite.values()):,} weights are NaN or infinite, in {named(nonfinite)}; copy the "
+                "model again, or give --allow-nan to import them as they are"
+            )
         copy_base(source, output / FOLDER)
         sync_tree(output)
         manifest = CheckpointManifest(
@@ -67,13 +86,47 @@ def import_checkpoint(
             resharding="full",
             architecture=folder.shape.model_dump(mode="json"),
             data_fingerprint={},
-            origin={"folder": source.name, "dtype": str(folder.dtype).removeprefix("torch."), **(origin or {})},
+            origin={
+                "folder": source.name,
+                "dtype": str(folder.dtype).removeprefix("torch."),
+                **({"weights_not_finite": sum(nonfinite.values())} if nonfinite else {}),
+                **(origin or {}),
+            },
             versions={package: metadata.version(package) for package in ("torch", "megatron-core", "megatron-octo")},
             files=record_files(output, on_bytes),
         )
         manifest = write_checkpoint_manifest(output, manifest)
         put_in_new_place(output, target)
     return manifest
+
+
+class _Seen:
+    """Looks at every chunk as it passes, and remembers those that hold more than numbers."""
+
+    def __init__(self, folder: HfFolder) -> None:
+        self.folder = folder
+        self.suspects: set[tuple[str, int]] = set()
+        """Megatron's key, and the layer where there is one."""
+
+    def watched(self, chunk: Chunk) -> Chunk:
+        """The same chunk, looked at when it is read."""
+
+        def read() -> torch.Tensor:
+            tensor = chunk.read()
+            if not has_only_numbers(tensor):
+                self.suspects.add((chunk.key, chunk.offsets[0]))
+            return tensor
+
+        return replace(chunk, read=read)
+
+    def nonfinite(self) -> dict[str, int]:
+        """How many values of which Hugging Face tensors are NaN or infinite."""
+        rules = {rule.key: rule for rule in self.folder.family.rules_of(self.folder.shape)}
+        names = {
+            name for key, layer in self.suspects for name in rules[key].names(layer if rules[key].in_layers else None)
+        }
+        counts = {name: count_nonfinite(self.folder.tensor(name)) for name in sorted(names)}
+        return {name: count for name, count in counts.items() if count}
 
 
 def chunks_of(folder: HfFolder, layout: Parallel, tensor_rank: int, pipeline_rank: int) -> Iterator[Chunk]:

@@ -11,6 +11,7 @@ from megatron_octo.bridge.families import family_of
 from megatron_octo.bridge.torch_dist import TorchDistReader
 from megatron_octo.bridge.weight_map import Rule, sizes_of
 from megatron_octo.errors import CheckpointError
+from megatron_octo.reading.json_text import validated
 from megatron_octo.recipe import Architecture
 from megatron_octo.runtime.checkpoints import MANIFEST, check_sizes, read_checkpoint_manifest
 from megatron_octo.runtime.files import sha256_of
@@ -53,7 +54,8 @@ def open_megatron_folder(folder: Path, config: Path | None = None) -> MegatronFo
     if (folder / MANIFEST).is_file():
         manifest = read_checkpoint_manifest(folder)
         check_sizes(folder, manifest)
-        shape, digest = Architecture.model_validate(manifest.architecture), sha256_of(folder / MANIFEST)
+        where, digest = f"{folder / MANIFEST}: architecture", sha256_of(folder / MANIFEST)
+        shape = validated(manifest.architecture, Architecture, where, CheckpointError, "use another checkpoint")
     reader = TorchDistReader(folder)
     told = architecture_of(read_config(config), str(config)) if config is not None else None
     if shape is not None and told is not None and (changed := shape.differences(told)):

@@ -1,9 +1,9 @@
 """Exports of a recipe's stages: `stages/<stage>/hf/`, made where they are missing or of an older checkpoint."""
 
-import json
 from pathlib import Path
 
-from megatron_octo.bridge.export_hf import RECORD, export_checkpoint
+from megatron_octo.bridge.export_hf import export_checkpoint
+from megatron_octo.bridge.exports import checked_export, is_export
 from megatron_octo.bridge.megatron_folder import open_megatron_folder
 from megatron_octo.errors import CheckpointError
 from megatron_octo.recipe import Recipe
@@ -27,17 +27,10 @@ def last_checkpoint(recipe: Recipe, run: RunFolder, stage: str) -> Path:
     return folder
 
 
-def exported_digest(folder: Path) -> str | None:
-    """SHA-256 of the manifest of the checkpoint that a folder was exported from; None where it says none."""
-    path = folder / RECORD
-    if not path.is_file():
-        return None
-    digest: str | None = json.loads(path.read_text())["checkpoint_manifest_sha256"]
-    return digest
-
-
 def export_stages(recipe: Recipe, run: RunFolder, stages: list[str]) -> None:
-    """Export the named stages' last checkpoints. What is there already is skipped, and said so.
+    """Export the named stages' last checkpoints. What is there already, whole, is skipped, and said so.
+
+    An export that is damaged, or of an older checkpoint, gives way once the new one is whole.
 
     Raises:
         CheckpointError: a stage that is not done.
@@ -45,14 +38,18 @@ def export_stages(recipe: Recipe, run: RunFolder, stages: list[str]) -> None:
     """
     checkpoints = {stage: last_checkpoint(recipe, run, stage) for stage in stages}
     for stage, checkpoint in checkpoints.items():
-        target, digest = run.exported(stage), sha256_of(checkpoint / MANIFEST)
-        before = exported_digest(target)
-        if before == digest:
-            print(f"{stage}: already exported ({target}); skipped", flush=True)
-            continue
+        target = run.exported(stage)
+        if is_export(target):
+            try:
+                before = checked_export(target, "so it is exported again")
+            except CheckpointError as damaged:
+                print(f"{stage}: {damaged}", flush=True)
+            else:
+                if before == sha256_of(checkpoint / MANIFEST):
+                    print(f"{stage}: already exported ({target}), its files are whole; skipped", flush=True)
+                    continue
         opened = open_megatron_folder(checkpoint)
         total = 2 * opened.shape.num_parameters() * opened.dtype.itemsize
         with byte_progress(f"export {stage}", total) as on_bytes:
-            # an export of ours, of a checkpoint that has been trained again since, gives way once the new one is whole
-            report = export_checkpoint(checkpoint, target, replace=before is not None, on_bytes=on_bytes)
+            report = export_checkpoint(checkpoint, target, replace=is_export(target), on_bytes=on_bytes)
         print(f"{stage}: {target}, {report.tensors} tensors read back and equal bit for bit", flush=True)

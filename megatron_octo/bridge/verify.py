@@ -24,6 +24,10 @@ class TensorReport:
     """Hugging Face names of those that differ in any bit."""
     rounded: int
     """Of the tensors, those stored in another dtype by Megatron, and compared after rounding to Hugging Face's."""
+    to_inf: int = 0
+    """Of an export: finite weights that rounding made infinite."""
+    to_zero: int = 0
+    """Of an export: weights other than 0 that rounding made 0."""
 
 
 def verify_tensors(

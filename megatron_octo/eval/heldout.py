@@ -8,11 +8,13 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from megatron_octo.bridge.stages import exported_digest, last_checkpoint
+from megatron_octo.bridge.exports import checked_export, exported_digest, is_export
+from megatron_octo.bridge.stages import last_checkpoint
 from megatron_octo.data.heldout import read_heldout
-from megatron_octo.errors import CheckpointError
+from megatron_octo.errors import CheckpointError, DataError
 from megatron_octo.eval.generate import Completion, generate
 from megatron_octo.grading.boxes import last_boxed
+from megatron_octo.reading.json_text import read_json_object
 from megatron_octo.recipe import Recipe
 from megatron_octo.runtime.checkpoints import MANIFEST
 from megatron_octo.runtime.files import sha256_of, sha256_of_json, write_json_atomically, write_text_atomically
@@ -44,14 +46,14 @@ def answer_heldout(recipe: Recipe, run: RunFolder, stages: list[str], console: C
     What was answered by the same export is not answered again, and said so.
 
     Raises:
-        CheckpointError: a stage that is not exported.
+        CheckpointError: a stage that is not exported, or whose export is no longer what was written.
         DataError: the run has no held-out problems.
         RuntimeSetupError: vLLM is not installed, or failed.
     """
     problems = read_heldout(run.heldout)
     digests = {stage: exported_digest(run.exported(stage)) for stage in stages}
     for stage, digest in digests.items():
-        if digest is None:
+        if not is_export(run.exported(stage)):
             raise CheckpointError(f"{stage} is not exported; run `octo export {recipe.name} {stage}` first")
         if digest != sha256_of(last_checkpoint(recipe, run, stage) / MANIFEST):
             raise CheckpointError(
@@ -60,11 +62,12 @@ def answer_heldout(recipe: Recipe, run: RunFolder, stages: list[str], console: C
             )
     for stage, digest in digests.items():
         path = run.evaluation(stage) / "heldout.json"
-        before = json.loads(path.read_text()) if path.is_file() else {}
+        before = _known(path)
         of = {"checkpoint_manifest_sha256": digest, "problems_sha256": sha256_of(run.heldout)}
         if {key: before.get(key) for key in of} == of:
             console.print(f"{stage}: {_score(before)}, answered already; skipped", highlight=False)
             continue
+        checked_export(run.exported(stage), f"run `octo export {recipe.name} {stage}` again")
         with console.status(f"{stage}: vLLM answers {len(problems)} held-out problems"):
             completions = generate(run.exported(stage), [problem["prompt"] for problem in problems], MAX_TOKENS)
         answers = _answers(problems, completions)
@@ -83,7 +86,7 @@ def answer_reinforced(recipe: Recipe, run: RunFolder, stage: str, console: Conso
     mid-trained may know another one better.
 
     Raises:
-        CheckpointError: RL from the stage is not done.
+        CheckpointError: RL from the stage is not done, or the stage's export is no longer what was written.
         DataError: the run has no held-out problems.
         RuntimeSetupError: vLLM is not installed, or failed.
     """
@@ -101,10 +104,11 @@ def answer_reinforced(recipe: Recipe, run: RunFolder, stage: str, console: Conso
         "template": template,
     }
     path = folder / "heldout.json"
-    known: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    known = _known(path)
     if {key: known.get(key) for key in of} == of:
         console.print(f"{_reinforced_score(stage, known)}, answered already; skipped", highlight=False, soft_wrap=True)
         return known
+    checked_export(models["before"], f"run `octo export {recipe.name} {stage}` again")
     prompts = [template.format(prompt=problem["question"]) for problem in problems]
     rows, accuracy, limit = [], {}, max(MAX_TOKENS, recipe.rl.longest_response)
     for when, model in models.items():
@@ -119,6 +123,10 @@ def answer_reinforced(recipe: Recipe, run: RunFolder, stage: str, console: Conso
     write_json_atomically(path, result)
     console.print(_reinforced_score(stage, result), highlight=False, soft_wrap=True)
     return result
+
+
+def _known(path: Path) -> dict[str, Any]:
+    return read_json_object(path, DataError, "remove it, to ask again") if path.is_file() else {}
 
 
 def _reinforced_score(stage: str, result: dict[str, Any]) -> str:

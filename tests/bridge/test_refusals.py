@@ -13,6 +13,7 @@ from megatron_octo.bridge.import_hf import import_checkpoint
 from megatron_octo.bridge.megatron_folder import is_padded
 from megatron_octo.errors import CheckpointError, ModelError, RuntimeSetupError
 from megatron_octo.recipe import Parallel
+from tests.bridge.hostile import vouch
 from tests.bridge.models import change_config, llama3_rope, make_model
 from tests.support import files_under
 
@@ -200,6 +201,7 @@ def test_a_checkpoint_of_another_architecture(megatron):
     manifest = json.loads((megatron / "manifest.json").read_text())
     manifest["architecture"] |= {"model_type": "qwen2", "attention_bias": True, "intermediate_size": 80}
     (megatron / "manifest.json").write_text(json.dumps(manifest))
+    vouch(megatron)
     message = refused_export(megatron, CheckpointError)
     assert "decoder.layers.self_attention.linear_qkv.bias: missing" in message
     assert "decoder.layers.mlp.linear_fc1.weight: of shape [4, 192, 64], not [4, 160, 64]" in message

@@ -91,7 +91,7 @@ def test_every_bit_pattern_comes_back(tmp_path):
     start = 8 + int.from_bytes(raw[:8], "little")
     raw[start:] = torch.randint(256, (len(raw) - start,), dtype=torch.uint8).numpy().tobytes()
     file.write_bytes(raw)
-    import_checkpoint(hf, tmp_path / "megatron", Parallel(tensor=2, pipeline=2))
+    import_checkpoint(hf, tmp_path / "megatron", Parallel(tensor=2, pipeline=2), allow_nan=True)
     export_checkpoint(tmp_path / "megatron", tmp_path / "back")
     assert same_bits(hf, tmp_path / "back")
 

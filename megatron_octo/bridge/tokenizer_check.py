@@ -1,0 +1,110 @@
+"""Whether a tokenizer fits a model: every token it can give has a row in the embedding. Nothing of it is run."""
+
+from pathlib import Path
+from typing import Any
+
+from megatron_octo.errors import ModelError
+from megatron_octo.reading.json_text import read_json_object, shortened
+from megatron_octo.runtime.links import check_inside
+
+TOKENIZER, CONFIG, SENTENCEPIECE = "tokenizer.json", "tokenizer_config.json", "tokenizer.model"
+_TABLES = ("vocab.json", "added_tokens.json")
+_MOST_BYTES = 64 << 20
+_PIECE = 1
+"""Number of the field of sentencepiece's ModelProto that holds a piece."""
+
+
+def check_tokenizer(folder: Path, vocab_size: int) -> None:
+    """Refuse a tokenizer that a model of so many rows cannot take, or that needs code of its own.
+
+    Args:
+        folder: where its files are; one that has none is passed over.
+
+    Raises:
+        ModelError: a token beyond the embedding, files that are damaged, `auto_map`, or a link that leads out.
+    """
+    for name in (TOKENIZER, CONFIG, SENTENCEPIECE, *_TABLES):
+        check_inside(folder, folder / name, ModelError)
+    if "auto_map" in _object(folder / CONFIG):
+        raise ModelError(
+            f"{folder / CONFIG}: auto_map: this tokenizer is code of its author's, which is neither run nor copied; "
+            f"where {TOKENIZER} says all, take the key out, or give another tokenizer"
+        )
+    number, name = max(_tokens(folder), default=(-1, ""))
+    if number >= vocab_size:
+        raise ModelError(
+            f"{folder}: its tokenizer has token {number} ({shortened(name, 60)!r}), and the model's embedding has "
+            f"{vocab_size} rows (vocab_size); give the model's own tokenizer, or one with fewer tokens"
+        )
+
+
+def _tokens(folder: Path) -> list[tuple[int, str]]:
+    """Numbers and names of the tokens in all files that number them; of a table in order, the last one alone."""
+    whole = _object(folder / TOKENIZER)
+    vocabulary = _part(whole.get("model"), "vocab", folder / TOKENIZER)
+    found: list[tuple[Any, Any]] = []
+    if isinstance(vocabulary, dict):
+        found += [(number, name) for name, number in vocabulary.items()]
+    elif isinstance(vocabulary, list) and vocabulary:  # Unigram: pairs of a piece and its score, in order
+        found.append((len(vocabulary) - 1, str(vocabulary[-1])))
+    for token in whole.get("added_tokens") or []:
+        found.append((_part(token, "id", folder / TOKENIZER), _part(token, "content", folder / TOKENIZER)))
+    added = _object(folder / CONFIG).get("added_tokens_decoder") or {}
+    if not isinstance(added, dict) or not all(number.isascii() and number.isdigit() for number in added):
+        raise ModelError(f"{folder / CONFIG}: added_tokens_decoder is no mapping of numbers; copy it again")
+    found += [(int(number), str(_part(token, "content", folder / CONFIG))) for number, token in added.items()]
+    for name in _TABLES:
+        found += [(number, token) for token, number in _object(folder / name).items()]
+    if not whole and (folder / SENTENCEPIECE).is_file():
+        found.append((_count_pieces(folder / SENTENCEPIECE) - 1, "its last piece"))
+    if wrong := next((pair for pair in found if type(pair[0]) is not int or not isinstance(pair[1], str)), None):
+        raise ModelError(f"{folder}: its tokenizer numbers a token {shortened(repr(wrong))}; copy its files again")
+    return found
+
+
+def _object(path: Path) -> dict[str, Any]:
+    return read_json_object(path, ModelError) if path.is_file() else {}
+
+
+def _part(value: Any, key: str, path: Path) -> Any:
+    if value is None:
+        return None
+    if not isinstance(value, dict):
+        raise ModelError(f"{path}: {shortened(repr(value))} where an object is expected; copy it again")
+    return value.get(key)
+
+
+def _count_pieces(path: Path) -> int:
+    """Pieces of a sentencepiece model: protobuf, of which only the outermost fields are walked.
+
+    Raises:
+        ModelError: it is none.
+    """
+    if path.stat().st_size > _MOST_BYTES:
+        raise ModelError(
+            f"{path}: {path.stat().st_size:,} bytes, and at most {_MOST_BYTES:,} are read; is it a tokenizer?"
+        )
+    data, at, count = path.read_bytes(), 0, 0
+    try:
+        while at < len(data):
+            tag, at = _varint(data, at)
+            if tag & 7 != 2:  # a length and as many bytes; the model has nothing else outside
+                raise ValueError(f"field {tag >> 3} of type {tag & 7}")
+            length, at = _varint(data, at)
+            at += length
+            count += tag >> 3 == _PIECE
+        if at != len(data):
+            raise ValueError("cut short")
+    except (ValueError, IndexError) as problem:
+        raise ModelError(f"{path}: not a sentencepiece model ({problem}); copy it again") from None
+    return count
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while shift < 64:
+        byte = data[at]
+        at, value, shift = at + 1, value | (byte & 127) << shift, shift + 7
+        if byte < 128:
+            return value, at
+    raise ValueError("a number that does not end")
