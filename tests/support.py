@@ -1,11 +1,14 @@
 """Run `octo` as its users do, and read what it wrote."""
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 ROOT = Path(__file__).parent.parent
 MINI = ROOT / "tests" / "mini.yaml"
@@ -37,3 +40,19 @@ def lines(path: Path) -> list[dict[str, Any]]:
 def files_under(folder: Path) -> set[str]:
     """Every path below a folder, for "nothing was left behind"."""
     return {str(path.relative_to(folder)) for path in folder.rglob("*")}
+
+
+LOOPBACK = {"127.0.0.1", "::1"}
+
+
+def listening(pid: int) -> set[str]:
+    """Addresses that a process and all below it listen at; datagram sockets that are open to anyone count."""
+    found = set()
+    with contextlib.suppress(psutil.NoSuchProcess):
+        top = psutil.Process(pid)
+        for process in [top, *top.children(recursive=True)]:
+            with contextlib.suppress(psutil.Error):
+                for connection in process.net_connections(kind="inet"):
+                    if connection.laddr and not connection.raddr and connection.status in ("LISTEN", "NONE"):
+                        found.add(connection.laddr.ip.removeprefix("::ffff:"))
+    return found

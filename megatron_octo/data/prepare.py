@@ -11,13 +11,15 @@ from megatron_octo.data.decontaminate import read_protected
 from megatron_octo.data.executors import check_executor
 from megatron_octo.data.heldout import heldout_problems, practice_problems, write_heldout
 from megatron_octo.data.inputs import Inputs, find_inputs
-from megatron_octo.data.manifest import SourceManifest, TokenizerRecord, read_manifest
+from megatron_octo.data.manifest import MANIFEST, SourceManifest, TokenizerRecord, read_manifest
 from megatron_octo.data.ngrams import NGramIndex
+from megatron_octo.data.paths import input_files
 from megatron_octo.data.settings import known_sources, settings_digest, sources_in_use
 from megatron_octo.data.source import Common, prepare_source
 from megatron_octo.data.tokenizer import load_tokenizer, tokenizer_sha256, vocabulary_size
 from megatron_octo.errors import DataError
 from megatron_octo.recipe import Recipe
+from megatron_octo.recipe.data import JsonlSource, ParquetSource
 from megatron_octo.recipe.tokens import format_tokens
 from megatron_octo.runtime.run_folder import RunFolder
 
@@ -53,6 +55,7 @@ def prepare(
     names = known_sources(recipe, sources_in_use(recipe) if sources is None else list(sources))
     options = executor_options or {}
     check_executor(executor, options)
+    run.make()
     common = _common(recipe, run, workers, executor, options, console)
     pending: dict[str, tuple[Inputs, str]] = {}
     for name in names:
@@ -106,6 +109,8 @@ def _finished(recipe: Recipe, run: RunFolder, name: str) -> SourceManifest | Non
     folder = run.source(name)
     if not folder.exists():
         return None
+    if not (folder / MANIFEST).exists():
+        raise DataError(f"{folder}: in the way, and no prepared source (no {MANIFEST}); remove it, and run this again")
     manifest = read_manifest(folder)
     for file in (*manifest.train.files, *manifest.validation.files):
         path = folder / file.path
@@ -116,10 +121,11 @@ def _finished(recipe: Recipe, run: RunFolder, name: str) -> SourceManifest | Non
 
 def _inputs_changed(before: SourceManifest, recipe: Recipe, name: str) -> bool:
     """Whether local input files are others than were read, by name and size. Gone altogether is no change."""
-    if not before.inputs:
+    source = recipe.data.sources[name]
+    if not before.inputs or not isinstance(source, JsonlSource | ParquetSource):
         return False
     try:
-        files = find_inputs(name, recipe.data.sources[name], ()).files
+        files = input_files(f"data.sources.{name}.paths", source.paths)
     except DataError:
         return False
     return [(str(path), path.stat().st_size) for path in files] != [(file.path, file.bytes) for file in before.inputs]

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from megatron_octo.errors import RuntimeSetupError
 from megatron_octo.runtime.files import write_text_atomically
+from megatron_octo.runtime.loopback import keep_stores_on_loopback, stay_on_loopback
 
 _NOISE = re.compile("leaked|nanobind|skipped remainder")
 """What libraries print as they are taken down, after the reason."""
@@ -95,6 +96,9 @@ def main() -> None:
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    os.environ["VLLM_HOST_IP"] = "127.0.0.1"
+    stay_on_loopback()
+    keep_stores_on_loopback()
     from transformers import AutoTokenizer
     from vllm import LLM, SamplingParams
 

@@ -1,7 +1,5 @@
 """What RL did, on one page: accuracy, response length, entropy and mismatch, over rollout steps."""
 
-import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +7,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from megatron_octo.errors import DataError
+from megatron_octo.reading.json_text import read_json_object
 from megatron_octo.report.curves import save_figure
 from megatron_octo.report.panels import INK, MUTED, style
 from megatron_octo.report.smooth import smoothed
+from megatron_octo.report.summary import RL_HELDOUT_KEYS
+from megatron_octo.runtime.records import read_lines
 from megatron_octo.runtime.run_folder import RunFolder
 
 _BLUE, _ORANGE, _GREEN, _GREY = "#0072b2", "#d55e00", "#009e73", "#8a8a8a"
@@ -37,11 +39,11 @@ _PANELS: tuple[tuple[str, Lines], ...] = (
 def draw_rl_curves(run: RunFolder, stage: str) -> Path | None:
     """Draw `rl/<stage>/curves.png` from its metrics; None where no step was made."""
     folder = run.reinforced(stage)
-    records = _records(folder / "metrics.jsonl")
+    records = read_lines(folder / "metrics.jsonl")
     if not records:
         return None
     result = folder / "heldout.json"
-    held = json.loads(result.read_text()) if result.is_file() else None
+    held = read_json_object(result, DataError, "move it away", RL_HELDOUT_KEYS) if result.is_file() else None
     figure = Figure(figsize=(11.0, 6.8), dpi=150, facecolor="white")
     grid = figure.subplots(2, 2, sharex=True)
     for axes, (title, lines) in zip(grid.flat, _PANELS, strict=True):
@@ -63,13 +65,6 @@ def draw_rl_curves(run: RunFolder, stage: str) -> Path | None:
         figure.text(0.98, 0.955, text, ha="right", fontsize=10.5, color=MUTED)
     figure.subplots_adjust(left=0.06, right=0.98, top=0.88, bottom=0.08, hspace=0.24, wspace=0.14)
     return save_figure(figure, folder / "curves.png")
-
-
-def _records(path: Path) -> list[dict[str, Any]]:
-    if not path.is_file():
-        return []
-    parse: Callable[[str], dict[str, Any]] = json.loads
-    return [parse(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
 
 
 def _draw(axes: Axes, records: list[dict[str, Any]], metric: str, label: str, colour: str) -> None:

@@ -1,10 +1,10 @@
 """The rows that a stage leaves behind, read back while the stage may still be writing them."""
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+from megatron_octo.runtime.records import read_lines
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def read_steps(path: Path) -> list[StepRow]:
     beyond the step it was resumed from is dropped with it.
     """
     rows: list[StepRow] = []
-    for value in _objects(path):
+    for value in read_lines(path):
         row = StepRow(
             int(value["step"]),
             int(value["stage_tokens"]),
@@ -56,7 +56,7 @@ def read_steps(path: Path) -> list[StepRow]:
 def read_validation(path: Path) -> list[ValidationRow]:
     """Rows of validation.jsonl in order; a resume is treated as in `read_steps`, source by source."""
     rows: list[ValidationRow] = []
-    for value in _objects(path):
+    for value in read_lines(path):
         row = ValidationRow(
             int(value["step"]),
             int(value["stage_tokens"]),
@@ -69,21 +69,6 @@ def read_validation(path: Path) -> list[ValidationRow]:
         rows = [old for old in rows if (old.step, old.source) != (row.step, row.source)]
         rows.append(row)
     return rows
-
-
-def _objects(path: Path) -> list[dict[str, Any]]:
-    """The JSON objects of a file, a line each. A torn line (a write cut short) is passed over."""
-    if not path.is_file():
-        return []
-    found = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            value = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(value, dict):
-            found.append(value)
-    return found
 
 
 def _number(value: float | None) -> float:

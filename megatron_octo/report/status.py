@@ -1,6 +1,5 @@
 """`octo status`: the tree of stages and the data, as a person reads them."""
 
-import json
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
@@ -9,6 +8,8 @@ from rich.markup import escape
 from rich.table import Table
 from rich.tree import Tree
 
+from megatron_octo.errors import DataError
+from megatron_octo.reading.json_text import read_json_object
 from megatron_octo.recipe import BASE, Recipe
 from megatron_octo.recipe.tokens import format_tokens
 from megatron_octo.report.state import StageState, is_prepared, stage_states
@@ -76,6 +77,6 @@ def _sources(recipe: Recipe, run: RunFolder) -> Table:
 def _training_tokens(path: Path) -> int | None:
     """A source's training tokens; None where its manifest cannot be read, which is not a status page's to judge."""
     try:
-        return int(json.loads(path.read_text(encoding="utf-8"))["train"]["tokens"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return int(read_json_object(path, DataError)["train"]["tokens"])
+    except (DataError, ValueError, KeyError, TypeError):
         return None

@@ -1,6 +1,5 @@
 """summary.json: one place where every leg's numbers can be found, and the table of it."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from megatron_octo.errors import DataError
+from megatron_octo.reading.json_text import read_json_object
 from megatron_octo.recipe import Recipe
 from megatron_octo.recipe.tokens import format_tokens
 from megatron_octo.report.numbers import short_duration, short_number
@@ -137,13 +137,7 @@ def _table(title: str, *columns: str) -> Table:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read as JSON ({error}); move it away and run this again") from None
-    if not isinstance(value, dict):
-        raise DataError(f"{path}: holds {type(value).__name__}, not an object; move it away and run this again")
-    return value
+    return read_json_object(path, DataError, "move it away and run this again")
 
 
 def _result(path: Path) -> dict[str, Any]:

@@ -56,6 +56,7 @@ def running(
                 env=environment,
                 start_new_session=True,
                 pass_fds=(lock,),
+                umask=0o077,  # Ray's logs and the models are the user's own
             )
         try:
             yield process

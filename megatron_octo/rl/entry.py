@@ -8,15 +8,12 @@ import runpy
 import sys
 
 from megatron_octo.rl import hooks
+from megatron_octo.rl.environment import SLOTS, worker_environment
+from megatron_octo.rl.local_cluster import start_ray
 from megatron_octo.rl.session import VARIABLE, Session
 
-_CARRIED = ("OCTO_", "VLLM_", "DS_", "HF_", "NCCL_", "OMP_")
-"""Variables of the driver that its workers get, wherever they run."""
-
-SLOTS = "OCTO_RL_SLOTS"
-"""GPUs that Ray is told of where there are none."""
 _CPUS = 16
-"""And cores: OpenRLHF's processes ask for one each and take turns."""
+"""Cores that Ray is told of on the CPU: OpenRLHF's processes ask for one each and take turns."""
 
 
 def main() -> None:
@@ -28,17 +25,16 @@ def main() -> None:
     import ray
     import torch
 
-    # Ray shows these to whoever may look at the cluster
-    variables = {k: v for k, v in os.environ.items() if k.startswith(_CARRIED) and "TOKEN" not in k}
-    runtime = {"worker_process_setup_hook": "megatron_octo.rl.hooks.install", "env_vars": variables}
+    runtime = {
+        "worker_process_setup_hook": "megatron_octo.rl.hooks.install",
+        "env_vars": worker_environment(),
+    }
     if session.rl.ray_address is not None:
         ray.init(address=session.rl.ray_address, runtime_env=runtime)
     else:
         # Ray takes GPUs that are not there at their word: on the CPU they are slots for OpenRLHF's processes
         slots = None if torch.cuda.is_available() else int(os.environ[SLOTS])
-        cpus = None if slots is None else _CPUS
-        # "local": without it Ray joins whatever cluster runs on this machine
-        ray.init("local", runtime_env=runtime, include_dashboard=False, num_gpus=slots, num_cpus=cpus)
+        start_ray(slots, None if slots is None else _CPUS, runtime)
     sys.argv[0] = "train_ppo_ray"
     runpy.run_module("openrlhf.cli.train_ppo_ray", run_name="__main__", alter_sys=True)
     ray.shutdown()

@@ -6,6 +6,7 @@ Importing OpenRLHF takes seconds in each, so it is left to those that carry a se
 import os
 
 from megatron_octo.rl.session import Session
+from megatron_octo.runtime.loopback import keep_stores_on_loopback
 
 
 def install() -> None:
@@ -13,6 +14,7 @@ def install() -> None:
     session = Session.from_environment()
     if session is None:
         return
+    keep_stores_on_loopback()
     import torch
 
     if not torch.cuda.is_available():
@@ -35,11 +37,12 @@ def install() -> None:
 
 def vllm_plugin() -> None:
     """Entry point `vllm.general_plugins`: vLLM calls it in each of its processes, whoever started them."""
-    import torch
-
     session = Session.from_environment()
     if session is None:
         return
+    keep_stores_on_loopback()
+    import torch
+
     if not torch.cuda.is_available():
         from megatron_octo.rl.cpu import install_rl_on_cpu, keep_vllm_weights
 

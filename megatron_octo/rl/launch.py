@@ -1,7 +1,5 @@
 """`octo rl`: checks before anything starts, then OpenRLHF as a process of its own, watched from its metrics."""
 
-import json
-import os
 import socket
 import subprocess
 import time
@@ -12,11 +10,16 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from megatron_octo.bridge.exports import checked_export
 from megatron_octo.errors import CheckpointError, DataError, RecipeError, RuntimeSetupError, TrainingHalted
+from megatron_octo.reading.json_text import read_json_object
 from megatron_octo.recipe import Recipe
 from megatron_octo.recipe.rl import RlSection
+from megatron_octo.recipe.versions import RL_CHANGES, in_first_form
 from megatron_octo.rl.arguments import OPENRLHF, command_line, gpus_of, options_of
 from megatron_octo.rl.driver import alone_in, running
+from megatron_octo.rl.environment import SLOTS, driver_environment
+from megatron_octo.rl.local_cluster import keep_on_this_machine
 from megatron_octo.rl.parser import check_command_line
 from megatron_octo.rl.prompts import Prompt, count_shared, prompt_rows, read_prompts, shared_with, short_enough
 from megatron_octo.rl.saved import publish_best, settle
@@ -71,8 +74,8 @@ def train_rl(recipe: Recipe, run: RunFolder, stage: str, console: Console) -> Pa
     )
     check_command_line(command_line(options))
     of = {
-        "rl": rl.model_dump(mode="json", exclude=_MAY_CHANGE),
-        "export": json.loads((model / "octo_export.json").read_text())["checkpoint_manifest_sha256"],
+        "rl": in_first_form({"rl": rl.model_dump(mode="json", exclude=_MAY_CHANGE)}, RL_CHANGES)["rl"],
+        "export": checked_export(model, f"run `octo export {recipe.name} {stage}` again"),
     }
     files = {"prompts.jsonl": prompt_rows(prompts, rl.prompt_template, "prompts")}
     if rl.validation is not None:
@@ -86,7 +89,7 @@ def train_rl(recipe: Recipe, run: RunFolder, stage: str, console: Console) -> Pa
         files["validation.jsonl"] = prompt_rows(validation, rl.prompt_template, "validation")
     done = folder / RESULT
     digest = sha256_of_json(of | {"files": files})
-    if done.is_file() and json.loads(done.read_text())["settings_sha256"] == digest:
+    if done.is_file() and _settings_of(done) == digest:
         console.print(f"{stage}: RL is done already ({done}); skipped", highlight=False)
         return folder / "last"
     slots = gpus_of(rl, options)
@@ -215,19 +218,26 @@ def _no_cluster(address: str, error: Exception) -> RuntimeSetupError:
 def _same_run(folder: Path, digest: str) -> None:
     """Refuse to go on from checkpoints of other settings."""
     path = folder / "settings.json"
-    if (folder / "checkpoints").is_dir() and path.is_file():
-        before = json.loads(path.read_text())["settings_sha256"]
-        if before != digest:
-            raise RecipeError(
-                f"{folder}: holds checkpoints of another rl section, export or prompts; give those again to go on, or "
-                "move the folder away to start anew"
-            )
+    if (folder / "checkpoints").is_dir() and path.is_file() and _settings_of(path) != digest:
+        raise RecipeError(
+            f"{folder}: holds checkpoints of another rl section, export or prompts; give those again to go on, or "
+            "move the folder away to start anew"
+        )
     write_json_atomically(path, {"settings_sha256": digest})
+
+
+def _settings_of(path: Path) -> Any:
+    way_out = "restore it from a copy, or move the folder away to start anew"
+    return read_json_object(path, CheckpointError, way_out, needs=("settings_sha256",))["settings_sha256"]
 
 
 def _run(session: Session, words: list[str], slots: int, steps: int, stage: str, lock: int, console: Console) -> None:
     log = session.folder / "log.txt"
-    environment = os.environ | session.to_environment() | {"OCTO_RL_SLOTS": str(slots)}
+    environment = driver_environment() | session.to_environment() | {SLOTS: str(slots)}
+    if session.rl.ray_address is None:
+        keep_on_this_machine(environment)
+    else:
+        console.print(_OPEN_CLUSTER.format(address=session.rl.ray_address), highlight=False, soft_wrap=True)
     environment.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
     environment.setdefault("VLLM_NO_USAGE_STATS", "1")
     environment.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -244,6 +254,12 @@ def _run(session: Session, words: list[str], slots: int, steps: int, stage: str,
         raise RuntimeSetupError(
             f"{stage}: OpenRLHF ended with status {process.returncode}; all of it is in {log}:\n{said}"
         )
+
+
+_OPEN_CLUSTER = (
+    "Ray at {address} is not of this run: its processes listen on every interface of their hosts, and whoever reaches "
+    "them can run code there. Close its ports to other hosts by a firewall, or start it with RAY_AUTH_MODE=token."
+)
 
 
 def _watch(process: "subprocess.Popen[bytes]", session: Session, steps: int, stage: str, console: Console) -> None:

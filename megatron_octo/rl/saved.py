@@ -5,13 +5,13 @@ tags are `global_step<N>`, and `best_global_step<N>` for the best by the validat
 another, and says nowhere that all are there; `whole/<tag>` says so, written by the trainer when a save has returned.
 """
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 from megatron_octo.runtime.beside import put_in_place
 from megatron_octo.runtime.files import sync_tree, write_text_atomically
+from megatron_octo.runtime.records import read_lines
 
 _HF, _BEST, _STEP = "_hf", "best_", "global_step"
 _GROUPS = ("_actor", "_critic")
@@ -75,7 +75,7 @@ def publish_best(folder: Path, scores: Path) -> dict[str, Any] | None:
     shutil.copytree(checkpoints / f"{tag}{_HF}", partial)
     sync_tree(partial)
     put_in_place(partial, best)
-    by_step = {score["step"]: score["accuracy"] for score in map(json.loads, scores.read_text().splitlines())}
+    by_step = {score["step"]: score["accuracy"] for score in read_lines(scores)}
     return {"step": _step(tag), "accuracy": by_step.get(_step(tag))}
 
 

@@ -1,11 +1,13 @@
 """`running.json`: which process says that it works on a folder, and whether it is alive."""
 
-import json
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import psutil
+
+from megatron_octo.errors import RuntimeSetupError
+from megatron_octo.reading.json_text import read_json_object
 
 _CLOCK_SLACK_SECONDS = 60.0
 
@@ -13,10 +15,9 @@ _CLOCK_SLACK_SECONDS = 60.0
 def read_claim(path: Path) -> dict[str, Any] | None:
     """What the file says, None where there is none that can be read."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_json_object(path, RuntimeSetupError)
+    except RuntimeSetupError:
         return None
-    return value if isinstance(value, dict) else None
 
 
 def is_alive(claim: dict[str, Any]) -> bool:

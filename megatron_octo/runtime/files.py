@@ -3,24 +3,66 @@
 import hashlib
 import json
 import os
+import re
+import socket
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 _BLOCK = 1 << 22
 
 
+_PARTIAL = re.compile(r"\.(?P<name>.+)\.(?:(?P<host>[^.]*)-)?(?P<pid>\d+)\.partial")
+_STALE_SECONDS = 24 * 3600.0
+"""After this a partial file of another host is taken for one that was left behind."""
+
+
 def write_text_atomically(path: Path, text: str) -> None:
-    """Put `text` at `path`; a reader sees the old file or the new one, never a part."""
+    """Put `text` at `path`; a reader sees the old file or the new one, never a part.
+
+    What an interrupted call for the same path left is removed.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    clear_partial_files(path.parent, path.name)
+    beside = path.with_name(f".{path.name}.{_host()}-{os.getpid()}.partial")
     with open(beside, "w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
     os.replace(beside, path)
     sync(path.parent)
+
+
+def clear_partial_files(folder: Path, name: str | None = None) -> list[str]:
+    """Remove partial files that no process writes any more.
+
+    Args:
+        name: only those of this file; None: of every file in the folder.
+    """
+    removed = []
+    for entry in folder.iterdir():
+        found = _PARTIAL.fullmatch(entry.name)
+        if found and name in (None, found["name"]) and _is_left_over(entry, found["host"], int(found["pid"])):
+            entry.unlink(missing_ok=True)
+            removed.append(entry.name)
+    return removed
+
+
+def _is_left_over(entry: Path, host: str | None, pid: int) -> bool:
+    if host in (None, _host()):
+        return not psutil.pid_exists(pid)
+    try:
+        return time.time() - entry.stat().st_mtime > _STALE_SECONDS
+    except FileNotFoundError:
+        return False
+
+
+def _host() -> str:
+    return socket.gethostname().partition(".")[0]
 
 
 def write_json_atomically(path: Path, value: Any) -> None:

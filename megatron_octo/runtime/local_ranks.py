@@ -84,7 +84,11 @@ class _Rank:
 
 @dataclass
 class _Forwarding:
-    """While it is entered, stop signals of this process are collected instead of ending it."""
+    """While it is entered, stop signals of this process are collected instead of ending it.
+
+    Once one has come, later ones are ignored to the end of the process: as Python ends it restores the default
+    handlers, and the exit status would be the late signal's.
+    """
 
     waiting: list[int] = field(default_factory=list)
     first: int | None = None
@@ -98,7 +102,7 @@ class _Forwarding:
 
     def __exit__(self, *_: object) -> None:
         for number, before in self._before.items():
-            signal.signal(number, before)
+            signal.signal(number, before if self.first is None else signal.SIG_IGN)
 
     def _note(self, number: int, frame: object) -> None:
         del frame

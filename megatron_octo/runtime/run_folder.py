@@ -1,6 +1,7 @@
 """The run folder: where each leg finds what the others left. Paths only, and the resolved recipe."""
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -92,6 +93,12 @@ class RunFolder:
         """What a stage's model was measured to do."""
         return self.root / "eval" / stage
 
+    def make(self) -> None:
+        """Create the folder, for this user alone. One that is there keeps its permissions."""
+        self.root.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileExistsError):
+            self.root.mkdir(mode=0o700)
+
     def write_recipe(self, recipe: Recipe, path: Path | None = None) -> None:
         """Store the resolved recipe with the versions in use (default: as the run's own)."""
         versions = {}
@@ -100,6 +107,7 @@ class RunFolder:
                 versions[package] = metadata.version(package)
             except metadata.PackageNotFoundError:
                 versions[package] = "not installed"
+        self.make()
         header = "".join(f"# {package}: {version}\n" for package, version in versions.items())
         write_text_atomically(path or self.recipe, "# Resolved by octo.\n" + header + dump_recipe(recipe))
 

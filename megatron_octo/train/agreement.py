@@ -1,6 +1,5 @@
 """Whether a stage may go on from where it would: data order, settings, layout, learning rate, parent."""
 
-import json
 from typing import Any
 
 from megatron_octo.data.blend import differences
@@ -8,7 +7,7 @@ from megatron_octo.errors import CheckpointError
 from megatron_octo.recipe import Recipe
 from megatron_octo.recipe.schedule import learning_rate_of_step
 from megatron_octo.runtime.run_folder import RunFolder
-from megatron_octo.train.done import changed_keys, decisive_settings
+from megatron_octo.train.done import changed_settings, read_lineage
 from megatron_octo.train.origin import Origin, parent_digest
 
 RATE_TOLERANCE = 1e-9
@@ -30,7 +29,7 @@ def check_agreement(
     if origin.kind != "resume" or origin.manifest is None:
         return []
     _check_layout(recipe, stage, origin)
-    lineage = json.loads(run.lineage(stage).read_text())
+    lineage = read_lineage(run, stage)
     if (before := lineage["parent_manifest_sha256"]) is not None and before != parent_digest(recipe, run, stage):
         raise CheckpointError(
             f"{run.stage(stage)} branched off a checkpoint of {recipe.stages[stage].parent.stage!r} that is not there "
@@ -43,7 +42,7 @@ def check_agreement(
             + "\n  ".join(data)
             + "\nundo the change, start the stage anew in another run folder, or pass --accept-changes"
         )
-    settings = changed_keys(lineage["settings"], decisive_settings(recipe, stage))
+    settings = changed_settings(lineage["settings"], recipe, stage)
     if settings and not accept_changes:
         raise CheckpointError(
             f"{origin.folder}: the stage began with other settings:\n  "

@@ -1,10 +1,11 @@
 """Whether a stage is done, and with the settings that the recipe has now."""
 
-import json
 from typing import Any
 
 from megatron_octo.errors import CheckpointError
+from megatron_octo.reading.json_text import json_kind, read_json_object
 from megatron_octo.recipe import BASE, Recipe
+from megatron_octo.recipe.versions import TRAINING_CHANGES, in_first_form
 from megatron_octo.runtime.run_folder import RunFolder
 from megatron_octo.train.origin import parent_digest
 
@@ -32,8 +33,8 @@ def finished_result(recipe: Recipe, run: RunFolder, stage: str) -> dict[str, Any
     path = run.result(stage)
     if not path.is_file():
         return None
-    lineage = json.loads(run.lineage(stage).read_text())
-    changed = changed_keys(lineage["settings"], decisive_settings(recipe, stage))
+    lineage = read_lineage(run, stage)
+    changed = changed_settings(lineage["settings"], recipe, stage)
     if changed:
         raise CheckpointError(
             f"{run.stage(stage)} was trained with other settings:\n  " + "\n  ".join(changed) + "\n"
@@ -47,8 +48,34 @@ def finished_result(recipe: Recipe, run: RunFolder, stage: str) -> dict[str, Any
                 f"{run.stage(stage)} branched off a checkpoint of {recipe.stages[stage].parent.stage!r} that has been "
                 "trained again since; remove that folder to train the branch again"
             )
-    result: dict[str, Any] = json.loads(path.read_text())
-    return result
+    return read_json_object(path, CheckpointError, _RESULT_LOST, needs=("tokens", "last_loss"))
+
+
+_RESULT_LOST = "remove it and run the same command again: the stage is validated again and its result written"
+
+
+def read_lineage(run: RunFolder, stage: str) -> dict[str, Any]:
+    """What a stage's lineage.json says.
+
+    Raises:
+        CheckpointError: it is missing or damaged.
+    """
+    needs = ("settings", "parent_manifest_sha256", "changes")
+    way_out = f"restore it from a copy, or remove {run.stage(stage)} to train the stage again"
+    lineage = read_json_object(run.lineage(stage), CheckpointError, way_out, needs)
+    for key, kind in (("settings", dict), ("changes", list)):
+        if not isinstance(lineage[key], kind):
+            raise CheckpointError(f"{run.lineage(stage)}: {key} is {json_kind(lineage[key])}; {way_out}")
+    return lineage
+
+
+def changed_settings(before: dict[str, Any], recipe: Recipe, stage: str) -> list[str]:
+    """Dotted keys of a stage's stored settings that the recipe has other values for now.
+
+    Keys that came or went since they were stored count where they change what is trained.
+    """
+    after = decisive_settings(recipe, stage)
+    return changed_keys(in_first_form(before, TRAINING_CHANGES), in_first_form(after, TRAINING_CHANGES))
 
 
 def changed_keys(before: Any, after: Any, key: str = "") -> list[str]:

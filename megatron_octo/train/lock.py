@@ -1,6 +1,7 @@
 """One training at a time on a stage."""
 
 import fcntl
+import json
 import os
 import socket
 import time
@@ -8,6 +9,7 @@ from pathlib import Path
 
 from megatron_octo.errors import RuntimeSetupError
 from megatron_octo.runtime.claims import is_alive, read_claim
+from megatron_octo.runtime.files import clear_partial_files
 
 _held: dict[Path, int] = {}
 """Open locks of this process. They end with it and with the writers it forked, however they end."""
@@ -35,12 +37,14 @@ def hold_stage(folder: Path) -> None:
         if time.monotonic() < deadline and _is_dead(running):
             time.sleep(0.1)
             continue
-        who = " ".join(running.read_text().split()) if running.is_file() else "(it has not said who it is)"
+        claim = read_claim(running)
+        who = json.dumps(claim) if claim is not None else "(it has not said who it is)"
         os.close(descriptor)
         raise RuntimeSetupError(
             f"{folder}: another process trains this stage: {who}; wait for it, or stop it (SIGTERM saves first)"
         )
     _held[folder] = descriptor
+    clear_partial_files(folder)
 
 
 def _locks(descriptor: int) -> bool:

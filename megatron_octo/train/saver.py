@@ -1,13 +1,15 @@
 """Writes a stage's checkpoints: beside, then verified by hash, then renamed; old ones cleared."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer
+from torch.distributed.checkpoint.api import CheckpointException
 
 from megatron_octo.errors import CheckpointError
 from megatron_octo.recipe.train import Checkpointing
@@ -26,6 +28,23 @@ from megatron_octo.runtime.files import sha256_of, sync, sync_tree
 from megatron_octo.runtime.groups import Rank, from_first_rank
 from megatron_octo.train.results_queue import start_results_queue
 from megatron_octo.train.state import save_state
+
+
+@contextmanager
+def _written(folder: Path) -> Iterator[None]:
+    """Turn torch's CheckpointException, which is not even an Exception, into ours.
+
+    Raises:
+        CheckpointError: with what the first writer that failed has said.
+    """
+    try:
+        yield
+    except CheckpointException as error:
+        first = next(iter(error.failures.values()))[0]
+        raise CheckpointError(
+            f"{folder}: the checkpoint could not be written ({first}); make room on that disk or mend it, and run the "
+            "same command again: it goes on from the last checkpoint"
+        ) from error
 
 
 class CheckpointSaver:
@@ -47,7 +66,7 @@ class CheckpointSaver:
         optimizer: MegatronOptimizer,
     ) -> None:
         """Write a checkpoint; with `asynchronous` it is complete only after a later `poll` or `close`."""
-        self.queue.maybe_finalize_async_calls(blocking=True)  # one save at a time
+        self._finalize(blocking=True)  # one save at a time
         partial = partial_folder(self.folder, manifest.step)
         if self.rank.is_first:
             shutil.rmtree(partial, ignore_errors=True)
@@ -57,7 +76,10 @@ class CheckpointSaver:
             if chunk.ddp_config.overlap_param_gather:
                 # the step's new weights are gathered in the next forward; until then each rank has only its own
                 chunk.start_param_sync(force_sync=True)
-        request = save_state(partial, model, optimizer, manifest.resharding, asynchronous=self.settings.asynchronous)
+        with _written(partial):
+            request = save_state(
+                partial, model, optimizer, manifest.resharding, asynchronous=self.settings.asynchronous
+            )
         finish = self._finisher(manifest, partial)
         if request is None:
             finish()
@@ -68,12 +90,16 @@ class CheckpointSaver:
     def poll(self) -> None:
         """Complete an asynchronous save that has been written."""
         if self.queue.get_num_unfinalized_calls():
-            self.queue.maybe_finalize_async_calls(blocking=False)
+            self._finalize(blocking=False)
 
     def close(self) -> None:
         """Wait for what is still being written."""
-        self.queue.maybe_finalize_async_calls(blocking=True)
+        self._finalize(blocking=True)
         self.queue.close()
+
+    def _finalize(self, *, blocking: bool) -> None:
+        with _written(self.folder):
+            self.queue.maybe_finalize_async_calls(blocking=blocking)
 
     def _finisher(self, manifest: CheckpointManifest, partial: Path) -> Callable[[], None]:
         def finish() -> None:

@@ -1,6 +1,5 @@
 """Train one stage of a recipe, on this rank: set up, find the start, run the loop, write the result."""
 
-import json
 import os
 import socket
 import time
@@ -36,7 +35,7 @@ from megatron_octo.runtime.signals import StopRequest, listen_for_stop
 from megatron_octo.train.agreement import check_agreement
 from megatron_octo.train.corpus import epochs, stage_sources, token_ids
 from megatron_octo.train.display import Display
-from megatron_octo.train.done import decisive_settings
+from megatron_octo.train.done import decisive_settings, read_lineage
 from megatron_octo.train.integrity import checkpoint_files, data_files, verify_files
 from megatron_octo.train.lock import hold_stage
 from megatron_octo.train.loop import Hooks, Progress, Setup, StepRecord, train_steps
@@ -299,7 +298,7 @@ def _begin(
     )
     if origin.kind == "resume":
         if accepted:  # from here on the stage is the recipe's as it is now; what it was is not forgotten
-            lineage = json.loads(run.lineage(stage).read_text())
+            lineage = read_lineage(run, stage)
             changes = [*lineage["changes"], {"after_step": origin.step, "changed": accepted}]
             now = {"settings": decisive_settings(recipe, stage), "data": order, "changes": changes}
             write_json_atomically(run.lineage(stage), lineage | now)

@@ -78,7 +78,7 @@ def test_accuracy_is_that_of_the_checkpoint_the_stage_ends_with(recipe: Recipe, 
     assert "accuracy" not in write_summary(recipe, run)["stages"]["stable"]
 
 
-@pytest.mark.parametrize(("text", "message"), [("{", "cannot be read as JSON"), ("[1]", "holds list")])
+@pytest.mark.parametrize(("text", "message"), [("{", "not JSON"), ("[1]", "holds a list")])
 def test_a_summary_that_is_none(recipe: Recipe, run: RunFolder, text: str, message: str) -> None:
     run.root.mkdir(parents=True)
     run.summary.write_text(text)

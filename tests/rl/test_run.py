@@ -6,9 +6,12 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 from tests.rl.runs import RL, WIDER, gone, needs_rl, processes_of
-from tests.support import MINI, lines, octo
+from tests.support import LOOPBACK, MINI, lines, listening, octo
+
+RAY_FOLDER = "/tmp/ray"
 
 pytestmark = needs_rl
 
@@ -54,11 +57,27 @@ def wait_for(path, process, log):
         time.sleep(0.2)
 
 
+SECRETS = ["HF_TOKEN", "HF_SECRET", "VLLM_API_KEY", "OCTO_PASSWORD", "DS_KEY", "NCCL_KEY", "OMP_KEY", "WANDB_API_KEY"]
+SECRET = "a-secret-that-nobody-may-read"
+
+
+def assert_kept_private(folder):
+    """No secret in a log, and no log of Ray's that others can read."""
+    session = Path(RAY_FOLDER, "session_latest").resolve()
+    logs = [path for path in session.rglob("*") if path.is_file() and not path.is_socket()]
+    assert logs
+    for path in [*logs, folder / "log.txt"]:
+        assert SECRET.encode() not in path.read_bytes(), path
+    assert session.stat().st_mode & 0o077 == 0 or all(path.stat().st_mode & 0o077 == 0 for path in logs)
+    assert (folder.parents[1].stat().st_mode | folder.stat().st_mode) & 0o077 == 0
+
+
 def test_a_run_that_is_ended_goes_on_at_its_step(exported):
     """And the length schedule with it."""
     folder = exported / "runs/mini/rl/stable"
     words = [sys.executable, "-m", "megatron_octo.cli", "rl", str(MINI), "stable", *WIDER, "-s", RL]
     environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "OCTO_RUNS")}
+    environment |= dict.fromkeys(SECRETS, SECRET)
     log = exported / "first.txt"
     with open(log, "w") as output:
         process = subprocess.Popen(words, cwd=exported, env=environment, stdout=output, stderr=subprocess.STDOUT)
@@ -67,6 +86,8 @@ def test_a_run_that_is_ended_goes_on_at_its_step(exported):
         assert second.returncode == 2 and "another `octo rl`" in second.stderr
         wait_for(folder / "checkpoints/whole/global_step1", process, log)
         assert processes_of(folder)
+        assert listening(process.pid) <= LOOPBACK
+        assert_kept_private(folder)
         process.send_signal(signal.SIGTERM)  # as SLURM does
         process.wait(120)
     assert gone(folder)

@@ -14,6 +14,7 @@ from megatron_octo.runtime.checkpoints import (
     remove_checkpoint,
     remove_partial_checkpoints,
     verify_checkpoint,
+    write_checkpoint_manifest,
 )
 from megatron_octo.runtime.files import sha256_of
 
@@ -29,7 +30,7 @@ def checkpoint(tmp_path):
         recipe="tiny", stage="stable", step=500, stage_tokens=1, lineage_tokens=1, learning_rate=1e-3, layout={},
         resharding="full", architecture={}, data_fingerprint={}, files=records,
     )  # fmt: skip
-    (folder / "manifest.json").write_text(manifest.model_dump_json())
+    write_checkpoint_manifest(folder, manifest)
     return folder
 
 
@@ -81,3 +82,48 @@ def test_leftovers_are_removed_and_never_counted(checkpoint):
     assert remove_partial_checkpoints(checkpoint.parent) == [".step-0000600.partial"]
     remove_checkpoint(checkpoint.parent, 500)
     assert list(checkpoint.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("step", 17, "altered since it was written"),
+        ("stage", "other", "altered since it was written"),
+        ("learning_rate", 1.0, "altered since it was written"),
+        ("digest", None, "altered since it was written"),
+        ("format", 1, "of step 17, in a folder of step 500"),
+        ("format", 3, "format = 3: Input should be less than or equal to 2"),
+        ("step", -1, "step = -1"),
+        ("surprise", 1, "surprise = 1: Extra inputs"),
+    ],
+)
+def test_a_manifest_that_was_altered(checkpoint, key, value, message):
+    path = checkpoint / "manifest.json"
+    content = json.loads(path.read_text())
+    content[key] = value
+    if key == "format":
+        content["step"], content["digest"] = 17, None
+    path.write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match=message):
+        read_checkpoint_manifest(checkpoint)
+
+
+def test_a_manifest_of_before_digests_is_read(checkpoint):
+    path = checkpoint / "manifest.json"
+    content = json.loads(path.read_text()) | {"format": 1}
+    del content["digest"]
+    path.write_text(json.dumps(content))
+    assert read_checkpoint_manifest(checkpoint).step == 500
+
+
+@pytest.mark.parametrize("path", ["../../etc/passwd", "/etc/passwd", "a/../../b", ""])
+def test_a_path_that_leaves_the_folder(path):
+    with pytest.raises(ValueError, match="leaves the folder"):
+        FileRecord(path=path, bytes=0, sha256="")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "\x00", "{}", "[" * 100_000, '{"step": ' + "9" * 5000 + "}"])
+def test_a_manifest_that_is_none(checkpoint, text):
+    (checkpoint / "manifest.json").write_text(text)
+    with pytest.raises(CheckpointError, match="use another checkpoint"):
+        read_checkpoint_manifest(checkpoint)

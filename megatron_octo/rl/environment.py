@@ -1,0 +1,63 @@
+"""The environment of OpenRLHF's processes: variables by name, so that no secret gets into Ray's logs.
+
+Ray writes what its workers are given into log files, and shows it to whoever may look at the cluster.
+"""
+
+import os
+from collections.abc import Mapping
+
+from megatron_octo.rl.session import VARIABLE
+
+MORE = "OCTO_RL_VARIABLES"
+"""Names of further variables to pass on, separated by commas."""
+SLOTS = "OCTO_RL_SLOTS"
+"""GPUs that Ray is told of where there are none."""
+
+_SYSTEM = (
+    "PATH", "HOME", "USER", "LOGNAME", "LANG", "LC_ALL", "TZ", "TMPDIR", "TERM", "COLUMNS", "XDG_CACHE_HOME",
+    "LD_LIBRARY_PATH", "LD_PRELOAD", "LIBRARY_PATH", "CPATH", "CC", "CXX", "MAX_JOBS",
+    "PYTHONPATH", "PYTHONUNBUFFERED", "PYTHONHASHSEED", "VIRTUAL_ENV", "CONDA_PREFIX",
+)  # fmt: skip
+WORKERS = (
+    VARIABLE, SLOTS, "OCTO_DEVICE", "OCTO_RUNS",
+    "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_ENDPOINT", "TRANSFORMERS_OFFLINE",
+    "TOKENIZERS_PARALLELISM",
+    "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OPENBLAS_CORETYPE",
+    "VLLM_CPU_KVCACHE_SPACE", "VLLM_CPU_OMP_THREADS_BIND", "VLLM_NO_USAGE_STATS", "VLLM_HOST_IP", "VLLM_USE_V1",
+    "VLLM_ATTENTION_BACKEND", "VLLM_LOGGING_LEVEL", "VLLM_WORKER_MULTIPROC_METHOD", "VLLM_ENABLE_V1_MULTIPROCESSING",
+    "VLLM_CACHE_ROOT", "VLLM_CONFIG_ROOT",
+    "DS_ACCELERATOR", "DS_BUILD_OPS", "TORCH_EXTENSIONS_DIR", "TORCH_CUDA_ARCH_LIST", "TORCHINDUCTOR_CACHE_DIR",
+    "TRITON_CACHE_DIR", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF", "PYTORCH_NVML_BASED_CUDA_CHECK",
+    "TORCH_NCCL_ASYNC_ERROR_HANDLING", "TORCH_NCCL_BLOCKING_WAIT", "TORCH_DISTRIBUTED_DEBUG",
+    "CUDA_HOME", "CUDA_PATH", "CUDA_LAUNCH_BLOCKING", "CUDA_DEVICE_MAX_CONNECTIONS",
+    "NCCL_SOCKET_IFNAME", "NCCL_IB_HCA", "NCCL_IB_DISABLE", "NCCL_IB_GID_INDEX", "NCCL_IB_TC", "NCCL_IB_SL",
+    "NCCL_IB_TIMEOUT", "NCCL_IB_QPS_PER_CONNECTION", "NCCL_NET", "NCCL_NET_PLUGIN", "NCCL_NET_GDR_LEVEL",
+    "NCCL_P2P_DISABLE", "NCCL_P2P_LEVEL", "NCCL_SHM_DISABLE", "NCCL_NVLS_ENABLE", "NCCL_CUMEM_ENABLE", "NCCL_ALGO",
+    "NCCL_PROTO", "NCCL_DEBUG", "NCCL_DEBUG_SUBSYS", "NCCL_TOPO_FILE", "NCCL_CROSS_NIC", "NCCL_BUFFSIZE",
+    "GLOO_SOCKET_IFNAME", "UCX_NET_DEVICES", "UCX_TLS",
+)  # fmt: skip
+"""What every worker gets, wherever it runs."""
+_DRIVER = (
+    "CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES", "NVIDIA_DRIVER_CAPABILITIES",
+    "RAY_USAGE_STATS_ENABLED", "RAY_TMPDIR", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH",
+    "RAY_memory_usage_threshold", "RAY_memory_monitor_refresh_ms",
+)  # fmt: skip
+"""What the driver needs besides, to start Ray or to join it. No worker is given it by Ray."""
+
+
+def driver_environment(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The variables of `octo rl` that OpenRLHF's driver is started with."""
+    return _chosen(environment, (*_SYSTEM, *WORKERS, *_DRIVER, *_more(environment), MORE))
+
+
+def worker_environment(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The variables that Ray gives to every worker; they stand in its logs."""
+    return _chosen(environment, (*WORKERS, *_more(environment)))
+
+
+def _more(environment: Mapping[str, str]) -> tuple[str, ...]:
+    return tuple(name.strip() for name in environment.get(MORE, "").split(",") if name.strip())
+
+
+def _chosen(environment: Mapping[str, str], names: tuple[str, ...]) -> dict[str, str]:
+    return {name: environment[name] for name in names if name in environment}
