@@ -12,6 +12,7 @@ from typing import Any
 
 from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.dist_checkpointing.strategies.common import TorchCommonLoadStrategy
+from torch.distributed.checkpoint._traverse import set_element
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.filesystem import FileSystemReader
@@ -39,7 +40,12 @@ def loading(folder: Path) -> Iterator[None]:
         return metadata if Path(reader.path) == folder else read_checkpoint_metadata(Path(reader.path))
 
     def load_bytes(planner: DefaultLoadPlanner, item: ReadItem, value: Any) -> None:
-        planner.state_dict[item.dest_index.fqn] = load_object(value, f"{folder}: {item.dest_index.fqn}")
+        name = item.dest_index.fqn
+        loaded = load_object(value, f"{folder}: {name}")
+        if planner.flatten_state_dict:
+            set_element(planner.original_state_dict, planner.mappings[name], loaded)
+        else:
+            planner.state_dict[name] = loaded
 
     def common(strategy: TorchCommonLoadStrategy, checkpoint_dir: str | Path) -> dict[str, Any]:
         return load_common(Path(checkpoint_dir))
