@@ -53,7 +53,7 @@ def linear_token_log_probs(
         hidden_TH: (tokens, hidden), fp32, bf16, fp16 or fp64.
         weight_VH: (vocabulary of this rank, hidden), of the same dtype.
         targets_T: (tokens,) int64, in the numbering of the whole vocabulary.
-        ignore_index: tokens with this target give 0 everywhere and no gradient.
+        ignore_index: tokens with this target give 0 everywhere and no gradient, whatever their hidden states hold.
         skip_ignored: leave those tokens out of all products. On a GPU, finding them waits for the device once; where
             every token counts, False saves that.
         shard: this rank's rows of the weight, where the vocabulary is split over a group; the hidden states are then
@@ -82,7 +82,15 @@ def linear_token_log_probs(
         )
     scale_T = inverse_temperature(temperature, hidden_TH)
     work = _Work(
-        columns, first, ignore_index, return_entropy, shard, reduce_hidden_grad, chunk_tokens, vocabulary_block
+        columns,
+        first,
+        ignore_index,
+        return_entropy,
+        shard,
+        reduce_hidden_grad,
+        chunk_tokens,
+        vocabulary_block,
+        may_ignore=not skip_ignored,
     )
     kept_K = (targets_T != ignore_index).nonzero()[:, 0] if skip_ignored else targets_T
     if kept_K.numel() == targets_T.numel():
@@ -108,6 +116,8 @@ class _Work:
     reduce_hidden_grad: bool
     chunk_tokens: int
     vocabulary_block: int
+    may_ignore: bool
+    """Whether there may be tokens of the ignore index among those given."""
 
     def blocks(self) -> Iterator[slice]:
         """Runs of the weight's rows."""
@@ -166,6 +176,34 @@ class _Products:
         if self.narrow_tile is None:
             self.narrow_tile = torch.empty_like(self.tile, dtype=self.narrow)
         return _part(self.narrow_tile, *tile_CB.shape)
+
+    @property
+    def on_gpu_in_16_bits(self) -> bool:
+        """Whether factors are the caller's own tensors, beside which there is no room for copies."""
+        return self.takes_16_bits and not self.by_kernel
+
+    def leave_out(self, ignored_T: torch.Tensor) -> None:
+        """Zero the hidden states of ignored tokens, in a copy: their gradient is 0, and 0 times NaN is NaN."""
+        is_eager_cpu = ignored_T.device.type == "cpu" and not torch.compiler.is_compiling()
+        if not is_eager_cpu or bool(ignored_T.any()):
+            self.hidden_TH = self.hidden_TH.masked_fill(ignored_T[:, None], 0.0)
+
+    def hidden_without(self, rows: slice, ignored_T: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
+        """Hidden states of some tokens with 0 for ignored ones, by columns, in the memory of the tile.
+
+        For when the tile has become its gradient. A copy of all would take the memory that the linear form saves.
+        """
+        hidden_CH, ignored_C1 = self.hidden_TH[rows], ignored_T[rows, None]
+        if torch.compiler.is_compiling():
+            yield slice(None), hidden_CH.masked_fill(ignored_C1, 0.0)
+            return
+        memory, zero = self.tile.view(self.narrow), hidden_CH.new_zeros(())
+        width = memory.numel() // max(hidden_CH.size(0), 1)
+        for start in range(0, hidden_CH.size(1), width):
+            part_CX = hidden_CH[:, start : start + width]
+            clean_CX = _part(memory, *part_CX.shape)
+            torch.where(ignored_C1, zero, part_CX, out=clean_CX)
+            yield slice(start, start + width), clean_CX
 
     def add(self, total: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
         """total += a @ b."""
@@ -267,6 +305,9 @@ def _gradients(
     targets_T, scale_T, rows_6T = of_rows
     tokens = hidden_TH.size(0)
     products = _Products(hidden_TH, min(tokens, work.chunk_tokens) * min(work.columns, work.vocabulary_block))
+    ignored_T = targets_T == work.ignore_index if work.may_ignore else None
+    if ignored_T is not None and not products.on_gpu_in_16_bits:
+        products.leave_out(ignored_T)
     grad_hidden_TH = (
         torch.zeros(hidden_TH.shape, dtype=products.dtype, device=hidden_TH.device) if wants_hidden else None
     )
@@ -297,10 +338,15 @@ def _gradients(
             )
             if grad_hidden_TH is not None:
                 products.add(grad_hidden_TH[rows], grad_CB, weight_BH)
-            if total_BH is not None:
+            if total_BH is not None and ignored_T is not None and products.on_gpu_in_16_bits:
+                for columns, clean_CX in products.hidden_without(rows, ignored_T):
+                    products.add(total_BH[:, columns], grad_CB.t(), clean_CX)
+            elif total_BH is not None:
                 products.add(total_BH, grad_CB.t(), products.hidden_TH[rows])
             elif grad_weight_VH is not None:
                 torch.mm(grad_CB.t(), products.hidden_TH[rows], out=grad_weight_VH[block])
         if grad_weight_VH is not None and total_BH is not None:
             grad_weight_VH[block] = total_BH
+    if grad_hidden_TH is not None and ignored_T is not None:
+        grad_hidden_TH.masked_fill_(ignored_T[:, None], 0.0)  # a weight that is not finite made them NaN
     return grad_hidden_TH, grad_weight_VH

@@ -11,6 +11,8 @@ from megatron_octo.ops.record import TokenLogProbs
 from megatron_octo.ops.shard import VocabShard, join_stats
 
 IGNORE_INDEX = -100
+LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 1e-6, 1e6
+"""Between them 1 / temperature, and its product with any logit up to 1e32, are numbers in fp32."""
 
 
 def token_log_probs(
@@ -30,7 +32,7 @@ def token_log_probs(
     Args:
         logits_TV: (tokens, vocabulary), fp32, bf16, fp16 or fp64; any strides, any vocabulary size.
         targets_T: (tokens,) int64. One outside the vocabulary that is not `ignore_index` gives -inf.
-        temperature: one number, or (tokens,); positive (of tensors unchecked). No gradient flows to it.
+        temperature: one number, or (tokens,), from LOWEST_TEMPERATURE to HIGHEST_TEMPERATURE. No gradient flows to it.
         return_entropy: the entropy of the temperature-scaled distribution.
         ignore_index: tokens with this target give 0 everywhere, and no gradient.
         shard: this rank's columns, where the vocabulary is split over a group.
@@ -59,23 +61,40 @@ def inverse_temperature(temperature: float | torch.Tensor, like_TX: torch.Tensor
     """(tokens,) of 1 / temperature, in the dtype that sums are taken in.
 
     Raises:
-        OperatorError: a number that is not positive, or a tensor of another shape. (A tensor's values are not looked
-            at: that would wait for the device.)
+        OperatorError: a number beyond the limits, or a tensor of another shape. A tensor's values are looked at on the
+            CPU; on another device, where that would wait, and under torch.compile, those beyond the limits become NaN,
+            and so do the results.
     """
     dtype, tokens = accumulation_dtype(like_TX.dtype), like_TX.size(0)
-    if isinstance(temperature, torch.Tensor) and temperature.dim() > 0:
-        if temperature.shape != (tokens,):
-            raise OperatorError(
-                f"temperature of shape {list(temperature.shape)}: give one number, or one for each of {tokens} tokens"
-            )
-        return temperature.detach().to(dtype=dtype, device=like_TX.device).reciprocal().contiguous()
-    if not isinstance(temperature, torch.Tensor) and not temperature > 0:
+    if not isinstance(temperature, torch.Tensor):
+        if isinstance(temperature, bool) or not isinstance(temperature, int | float):
+            raise OperatorError(f"temperature = {temperature!r:.80}: give a number, or a tensor of one for each token")
+        if not LOWEST_TEMPERATURE <= temperature <= HIGHEST_TEMPERATURE:  # nor NaN
+            raise _beyond(temperature)
+        return like_TX.new_full((tokens,), 1.0 / temperature, dtype=dtype)
+    if temperature.dim() > 0 and temperature.shape != (tokens,):
         raise OperatorError(
-            f"temperature = {temperature}: it must be above 0; for greedy decoding take the likeliest token"
+            f"temperature of shape {list(temperature.shape)}: give one number, or one for each of {tokens} tokens"
         )
-    if isinstance(temperature, torch.Tensor):
-        return temperature.detach().to(dtype=dtype, device=like_TX.device).reciprocal().expand(tokens).contiguous()
-    return like_TX.new_full((tokens,), 1.0 / temperature, dtype=dtype)
+    if temperature.is_complex() or temperature.dtype == torch.bool:
+        raise OperatorError(f"temperature of dtype {temperature.dtype}: give floating numbers")
+    values_T = temperature.detach().to(dtype=dtype, device=like_TX.device)
+    fits_T = (values_T >= LOWEST_TEMPERATURE) & (values_T <= HIGHEST_TEMPERATURE)
+    if type(fits_T) is torch.Tensor and fits_T.device.type == "cpu" and not torch.compiler.is_compiling():
+        if not bool(fits_T.all()):
+            raise _beyond(float(values_T[~fits_T].flatten()[0]))
+    else:
+        values_T = torch.where(fits_T, values_T, torch.nan)
+    return values_T.reciprocal().expand(tokens).contiguous()
+
+
+def _beyond(temperature: float) -> OperatorError:
+    is_long = isinstance(temperature, int) and temperature.bit_length() > 64
+    shown = f"an integer of {int(temperature).bit_length()} bits" if is_long else temperature
+    return OperatorError(
+        f"temperature = {shown}: it must be above 0, from {LOWEST_TEMPERATURE:g} to {HIGHEST_TEMPERATURE:g}; "
+        "for greedy decoding take the likeliest token"
+    )
 
 
 def results_of(

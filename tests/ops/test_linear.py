@@ -225,6 +225,54 @@ def test_ignored_tokens_are_left_out_of_the_products():
     assert not none.log_probs.any() and none.log_probs.shape == (13,)
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf], ids=str)
+@pytest.mark.parametrize("dtype", GRAD_RTOL, ids=str)
+@pytest.mark.parametrize("skip_ignored", [True, False])
+@pytest.mark.parametrize("chunk_tokens", [4096, 5])
+def test_what_an_ignored_token_holds_reaches_no_gradient(value, dtype, skip_ignored, chunk_tokens):
+    """The same gradients as without those tokens."""
+    h, w, targets = make(dtype=dtype)
+    kept = torch.ones(13, dtype=torch.bool)
+    kept[[0, 5, 12]] = False
+    targets[~kept] = -100
+    gradients = []
+    for of_ignored in (0.0, value):
+        factors = [h.masked_fill(~kept[:, None], of_ignored).requires_grad_(), w.clone().requires_grad_()]
+        options = {"return_entropy": True, "chunk_tokens": chunk_tokens, "vocabulary_block": 300}
+        result = linear_token_log_probs(*factors, targets, skip_ignored=skip_ignored, **options)
+        weights = [weight.masked_fill(~kept, value) for weight in upstream(13)]  # nor what comes from above
+        torch.autograd.backward([result.log_probs, result.entropy, result.log_sum_exp], weights)
+        assert not factors[0].grad[~kept].any() and result.log_probs.isfinite().all()
+        gradients.append([factor.grad for factor in factors])
+    assert gradients[0][1].isfinite().all() and gradients[0][0][kept].any()
+    for without, with_it in zip(*gradients, strict=True):
+        assert torch.equal(without, with_it)
+
+
+def test_a_weight_that_is_not_finite_gives_ignored_tokens_no_gradient():
+    h, w, targets = make()
+    targets[3], w[7, 2] = -100, torch.nan
+    for skip_ignored in (True, False):
+        x = h.clone().requires_grad_()
+        linear_token_log_probs(x, w, targets, skip_ignored=skip_ignored).log_probs.sum().backward()
+        assert not x.grad[3].any() and x.grad[4].isnan().any()
+
+
+def test_the_factor_without_ignored_tokens_by_columns_in_the_tile():
+    """As on a GPU, where there is no room for a copy: pieces that fit, in order, the same numbers."""
+    h, *_ = make(tokens=6, hidden=50, dtype=torch.bfloat16)
+    ignored = torch.tensor([False, True, False, False, True, False])
+    h[ignored] = torch.nan
+    products = linear._Products(h, 6 * 10)  # fp32 values, so 20 columns in 16 bits at a time
+    products.hidden_TH = h
+    for rows in (slice(0, 6), slice(1, 3)):
+        pieces = list(products.hidden_without(rows, ignored))
+        if rows.start == 0:
+            assert [columns.start for columns, _ in pieces] == [0, 20, 40]
+        for columns, clean in products.hidden_without(rows, ignored):
+            assert torch.equal(clean, h.masked_fill(ignored[:, None], 0.0)[rows, columns])
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_no_tokens(dtype):
     h, w, _ = make(tokens=0, dtype=dtype)

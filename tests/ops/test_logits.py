@@ -43,6 +43,73 @@ def test_one_row_and_none(dtype, implementation):
     assert logits.grad.shape == (0, 1000)
 
 
+@pytest.mark.parametrize("temperature", [1e-6, 1e-5, 1e-3, 1e3, 1e6, "each"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_lowest_and_the_highest_temperature(dtype, temperature, implementation):
+    """Against fp64: log-probs that are in the millions to their own rounding, gradients as they are; never NaN."""
+    logits, targets = make("normal", 6, 1000, dtype)
+    scale = torch.logspace(-6, 6, 6) if temperature == "each" else temperature
+    weights = upstream(6)
+    reference = expected(logits, targets, weights, scale)
+    x = logits.clone().requires_grad_()
+    result = token_log_probs(x, targets, temperature=scale, return_entropy=True)
+    for name in ("log_probs", "log_sum_exp", "entropy"):
+        actual, wanted = getattr(result, name).double(), getattr(reference, name)
+        torch.testing.assert_close(actual, wanted, rtol=1e-5, atol=1e-5)
+    torch.autograd.backward([result.log_probs, result.entropy, result.log_sum_exp], weights)
+    largest = torch.finfo(dtype).max
+    wanted = reference.grad.where(reference.grad.abs() <= largest, reference.grad.sign() * torch.inf)
+    least = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps  # one subnormal step
+    atol = max(least, 1e-6 * float(reference.grad.abs().max()))
+    torch.testing.assert_close(x.grad.double(), wanted, rtol=1e-2, atol=atol)
+
+
+@pytest.mark.parametrize(
+    "temperature",
+    [1e-40, 1e-320, 1e-7, 0.0, 0, -0.0, -1, 1e7, 1e40, 10**30, 10**5000, torch.inf, -torch.inf, torch.nan, True, "1"],
+    ids=lambda value: (
+        f"{type(value).__name__}{value!s:.8}" if not isinstance(value, int) else f"int{value.bit_length()}"
+    ),
+)
+@pytest.mark.parametrize("form", ["number", "tensor", "each"])
+def test_a_temperature_beyond_the_limits(temperature, form):
+    if form != "number" and (isinstance(temperature, str) or (type(temperature) is int and abs(temperature) >= 2**63)):
+        pytest.skip("no tensor holds it")
+    if form != "number":
+        temperature = torch.tensor(temperature)
+    if form == "each":
+        temperature = torch.stack([temperature, torch.ones_like(temperature)])
+    with pytest.raises(OperatorError, match="temperature"):
+        token_log_probs(torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64), temperature=temperature)
+
+
+def test_a_temperature_that_cannot_be_looked_at_gives_nan():
+    """As on a GPU, where looking would wait."""
+    targets = torch.zeros(3, dtype=torch.int64)
+
+    def log_probs(temperature):
+        return token_log_probs(torch.eye(3), targets, temperature=temperature).log_probs
+
+    compiled = torch.compile(log_probs, backend="aot_eager", fullgraph=True)
+    assert compiled(torch.tensor([1.0, 1e-40, 2.0])).isnan().tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf], ids=str)
+@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_what_an_ignored_token_holds_reaches_no_result(dtype, in_place, value, implementation):
+    logits, targets = make("normal", 4, 1000, dtype)
+    logits[1], targets[1] = value, -100
+    x = (logits.clone().requires_grad_() * 1.0) if in_place else logits.clone().requires_grad_()
+    x.retain_grad()
+    result = token_log_probs(x, targets, return_entropy=True, in_place_backward=in_place)
+    weights = [weight.index_fill(0, torch.tensor([1]), value) for weight in upstream(4)]
+    torch.autograd.backward([result.log_probs, result.entropy, result.log_sum_exp], weights)
+    for of_token in (result.log_probs, result.entropy, result.log_sum_exp):
+        assert of_token.isfinite().all() and of_token[1] == 0
+    assert x.grad.isfinite().all() and not x.grad[1].any() and x.grad[0].any()
+
+
 @pytest.mark.parametrize("temperature", [0.7, 1.3, 2.0, "each"])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
