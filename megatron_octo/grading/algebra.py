@@ -15,19 +15,16 @@ from latex2sympy2_extended.latex2sympy2 import ConversionConfig  # type: ignore[
 from math_verify import LatexExtractionConfig, parse, verify
 
 _DEGREE_BESIDE = re.compile(r"(?<![\d.])(\d+(?:\.\d+)?|(?<![a-zA-Z\\])[a-zA-Z]|\\[a-z]+)\s?\^\\circ ?")
-_BESIDE = re.compile(r"(\)|(?<![\w\\}^_])\d+)\(")  # the grammar adds (3)(4)
+_BESIDE = re.compile(r"\)(?=[\d(\[]|\\frac)|\](?=[\d(\[])|\d(?=[(\[])|\d ?(?=\\frac)")  # the grammar adds (3)(4)
 _DECIMAL = re.compile(r"(?<![\d.])(\d*)\.(\d+)(?!\d)")
 _MIXED = re.compile(r"(?<![\w.}^])(\d+) ?\\frac\{(\d+)\}\{(\d+)\}")
-_REPEATING = re.compile(r"(\d*)\.(\d*)\\(?:overline|bar)\{(\d+)\}")
-_TRIGONOMETRIC = re.compile(r"\\(?:sin|cos|tan|sec|csc|cot)(?![a-zA-Z])")
-_UNREADABLE = re.compile(r"\d \d|\\text|\\begin|[\d}]_|\.\.|\\ldots|\\cdots|[^\x00-\x7f]|(?<!\\)%|&|\"|\?|@|#")
+_RELATIONS = re.compile(r"\\equiv|\\approx|\\sim|=")
+_UNREADABLE = re.compile(
+    r"\d \d|\d\{|(?:^|[-+*/(=])\{\d*\}[{\d]"  # numbers side by side, which the grammar would add
+    r"|\\text|\\begin|[\d}]_|\.\.|\\ldots|\\cdots|[^\x00-\x7f]|(?<!\\)%|[&'\"?@#]"
+)
 _FIRST_DIGITS, _LAST_DIGITS = 40, 1000
 _POINTS = 4
-
-
-def has_degrees_inside(text: str) -> bool:
-    r"""Whether degrees are part of a value, `\cos 20^\circ`, and no unit beside it."""
-    return "^\\circ" in text and _TRIGONOMETRIC.search(text) is not None
 
 
 @lru_cache(maxsize=512)
@@ -35,11 +32,11 @@ def parsed(text: str) -> Any:
     """Normalized text as a sympy expression that is not evaluated; None where it cannot be read."""
     if not text or _UNREADABLE.search(text):
         return None
-    text = _DEGREE_BESIDE.sub(r"(\\frac{\1\\pi}{180})", text).replace(")^\\circ", ")\\cdot\\frac{\\pi}{180}")
+    text = _DEGREE_BESIDE.sub(_radians, text).replace(")^\\circ", ")\\cdot\\frac{\\pi}{180}")
     text = _MIXED.sub(
         lambda m: f"\\frac{{{int(m[1]) * int(m[3]) + int(m[2])}}}{{{m[3]}}}" if int(m[2]) < int(m[3]) else m[0], text
     )
-    text = _BESIDE.sub(r"\1\\cdot(", text)
+    text = _BESIDE.sub(r"\g<0>\\cdot ", text)
     text = _DECIMAL.sub(lambda m: f"\\frac{{{int(m[1] + m[2])}}}{{1{'0' * len(m[2])}}}", text.replace("{,}", ""))
     try:
         read = latex2sympy(
@@ -50,6 +47,13 @@ def parsed(text: str) -> Any:
     return read if isinstance(read, sympy.Basic) else None
 
 
+def _radians(degrees: re.Match[str]) -> str:
+    if not degrees[1].isdigit():
+        return f"(\\frac{{{degrees[1]}\\pi}}{{180}})"
+    value = Fraction(int(degrees[1]), 180)  # in lowest terms: nobody wrote 180/180
+    return f"(\\frac{{{value.numerator}\\pi}}{{{value.denominator}}})" if value.denominator > 1 else f"({value}\\pi)"
+
+
 def equal(answer: str, gold: str) -> bool:
     """Whether two expressions have the same value, at every point where they hold variables. May take long."""
     found, wanted = parsed(answer), parsed(gold)
@@ -57,7 +61,11 @@ def equal(answer: str, gold: str) -> bool:
         return False
     if not all(isinstance(side, sympy.Expr) for side in (found, wanted)):
         return _verified(answer, gold)
-    found, wanted = (side.xreplace({sympy.Symbol("i"): sympy.I}) for side in (found, wanted))
+    found, wanted = (side.doit() if side.has(sympy.Derivative, sympy.Integral) else side for side in (found, wanted))
+    found, wanted = (
+        side.xreplace({sympy.Symbol("i"): sympy.I}) if "i" in map(str, side.free_symbols) else side  # not an index
+        for side in (found, wanted)
+    )
     if any(side.has(sympy.zoo, sympy.nan) for side in (found, wanted)):
         return False
     if any(side.has(sympy.oo, -sympy.oo) for side in (found, wanted)):
@@ -93,6 +101,8 @@ def _verified(answer: str, gold: str) -> bool:
     """math-verify's own comparison, for what has no numeric value: undefined functions, relations, sets."""
     if sorted(re.findall("[A-Z]", answer)) != sorted(re.findall("[A-Z]", gold)):
         return False  # it takes R for r
+    if set(_RELATIONS.findall(answer)) != set(_RELATIONS.findall(gold)) and _RELATIONS.search(answer):
+        return False  # it takes the right side of 5=3
     latex = [LatexExtractionConfig(boxed_match_priority=0)]
     found, wanted = (parse(f"\\boxed{{{text}}}", latex, "no_fallback", parsing_timeout=None) for text in (answer, gold))
     if re.search(r"\b(?:oo|zoo|nan)\b", f"{found}") and not re.search(r"\b(?:oo|zoo|nan)\b", f"{wanted}"):

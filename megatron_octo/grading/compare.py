@@ -34,7 +34,7 @@ def parses(gold: str) -> bool:
 
 
 def same_text(answer: str, gold: str) -> bool:
-    """Whether two answers are spelled alike in one notation. No answer is like no other. Long ones have to be identical."""
+    """Whether two answers are spelled alike in one notation. Empty is like none; long ones have to be identical."""
     if max(len(answer), len(gold)) > MAX_CHARACTERS:
         return len(answer) == len(gold) and answer == gold
     return bool(text := normalized(answer)) and text == normalized(gold)
@@ -59,7 +59,7 @@ def decide_quickly(answer: str, gold: str) -> Decision | None:
 
 
 def is_copied(answer: str, gold: str, question: str) -> bool:
-    """Whether an answer of more than a plain number stands as a formula in the question, and the gold is spelled otherwise."""
+    """Whether an answer stands as a formula in the question, and is neither the gold's text nor a plain number."""
     text = normalized(answer)
     if not _OPERATION.search(text) or same_text(answer, gold) or _is_reduced(split_unit(text).value):
         return False

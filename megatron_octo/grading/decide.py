@@ -14,9 +14,8 @@ from megatron_octo.grading.structure import Reading, is_name, read
 from megatron_octo.grading.units import split_unit
 
 _MAX_ITEMS = 40
-_NUMERAL = re.compile(
-    r"\(?(-?[\dA-Z][\dA-Z ,.]*)\)?_\{?(\w+)\}?|(-?[\dA-Z]+)(?: |\\text\{ ?\(?)\(?base[ -]?(\w+)\)?\}?"
-)
+_NUMERAL = re.compile(r"\(?(-?[\dA-Z][\dA-Z ,.]*)\)?_\{?(\w+)\}?")
+_BASE = re.compile(r"[ (]*(?:\\text\{)?[ (]*base[ -]*\}?[ (]*(\w+)[)} ]*$")
 _IN_TEXT = re.compile(r"^(?:\\text)?\{(\w+)\}(?=_)|(?<=_)\{\\text\{\(?(\w+)\)?\}\}")
 _BASES = {"two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7", "eight": "8", "nine": "9",
           "ten": "10", "twelve": "12", "sixteen": "16"}  # fmt: skip
@@ -45,7 +44,7 @@ def decide(answer: str, gold: str) -> Decision:
     text, wanted = normalized(answer), normalized(gold)
     if (match := _number_with_comma(text, wanted)) is None:
         match = _same(read(text), read(wanted))
-    if match is None and "," in text and "," in wanted:
+    if match is None and "," in wanted and re.search("[,;]", text):
         match = _same(read(text, thousands=False), read(wanted, thousands=False))
     if match is None:
         return Decision(False, "value")
@@ -215,15 +214,15 @@ def _is_open(answer: str, gold: str) -> bool:
 
 def _same_numeral(answer: str, gold: str) -> bool | None:
     """Numerals with a base: digits and base have to be alike. None where neither has one."""
-    numerals = [_NUMERAL.fullmatch(_IN_TEXT.sub(r"\1\2", text)) for text in (answer, gold)]
+    numerals = [_NUMERAL.fullmatch(_BASE.sub(r"_{\1}", _IN_TEXT.sub(r"\1\2", text))) for text in (answer, gold)]
     if not any(numerals):
         return None
     if not all(numerals):
-        return None if any(n is not None and not re.search(r"\d", n[1] or n[3]) for n in numerals) else False
+        return None if any(n is not None and not re.search(r"\d", n[1]) for n in numerals) else False
     plain = []
     for numeral in numerals:
-        digits, base = numeral[1] or numeral[3], numeral[2] or numeral[4]  # type: ignore[index]
-        plain.append((re.sub(r"[ ,.]", "", digits).lstrip("0"), _BASES.get(base.lower(), base)))
+        digits, base = numeral[1], numeral[2]  # type: ignore[index]
+        plain.append((re.sub(r"[ ,](?=\d{3})", "", digits).lstrip("0"), _BASES.get(base.lower(), base)))
     return plain[0] == plain[1]
 
 
@@ -232,6 +231,8 @@ def _same_words(answer: str, gold: str) -> bool | None:
     choices = [_CHOICE.fullmatch(re.sub(r"\\text\{([^{}]*)\}", r"\1", text)) for text in (answer, gold)]
     if choices[0] and choices[1]:
         return choices[0][1] == choices[1][1]
+    if ("'" in answer) != ("'" in gold):
+        return None
     if not all(_WORDS.fullmatch(text) for text in (answer, gold)):
         return (
             False
@@ -241,6 +242,8 @@ def _same_words(answer: str, gold: str) -> bool | None:
     plain = [
         " ".join(re.findall(r"[a-zA-Z]+", re.sub(r"\\text\{([^{}]*)\}", r" \1 ", text))) for text in (answer, gold)
     ]
+    if {word.lower() for word in plain} <= {"yes", "no"}:
+        return plain[0].lower() == plain[1].lower()
     if min(map(len, plain)) < 3 or not ("\\text" in answer + gold or max(map(len, plain)) > 3):
         return True if plain[0] == plain[1] else None if len(plain[0]) != 1 or len(plain[1]) != 1 else False
     return plain[0].lower().replace(" ", "") == plain[1].lower().replace(" ", "")

@@ -16,10 +16,14 @@ _SYMBOLS = {
     "⟨": "\\langle ", "⟩": "\\rangle ", "∠": "\\angle ", "△": "\\triangle ", "→": "\\to ", "′": "'", "’": "'",
     "∑": "\\sum ", "∏": "\\prod ", "∫": "\\int ", "，": ",", "、": ",", "；": ";", "。": ".", "：": ":", "∶": ":",
     "⁄": "/", "∕": "/", "€": "\\text{euros}", "£": "\\text{pounds}", "₹": "\\text{rupees}", "¥": "\\text{yen}",
+    "¢": "\\text{cents}",
     "\u200b": "", "\u200c": "", "\u200d": "", "\u2060": "", "\ufeff": "", "\u00ad": "", "％": "\\%",
     "“": '"', "”": '"', "…": "\\ldots ", "⌊": "\\lfloor ", "⌋": "\\rfloor ", "⌈": "\\lceil ", "⌉": "\\rceil ",
 }  # fmt: skip
-_GREEK = "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho sigma tau upsilon phi chi psi omega"  # noqa: E501
+_GREEK = {
+    "alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu", "nu",
+    "xi", "omicron", "pi", "rho", "sigma", "tau", "upsilon", "phi", "chi", "psi", "omega",
+}  # fmt: skip
 _FUNCTIONS = "sin cos tan sec csc cot arcsin arccos arctan sinh cosh tanh log ln lg exp gcd lcm det lim"
 _NAMES = {name: f"\\{name} " for name in f"pi theta alpha beta gamma delta lambda sigma omega phi {_FUNCTIONS}".split()}
 _NAMES |= {"infinity": "\\infty ", "inf": "\\infty ", "infty": "\\infty ", "sqrt": "\\sqrt", "frac": "\\frac"}
@@ -32,8 +36,15 @@ _SCRIPTS = re.compile(r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+|[₀₁₂₃₄
 _ROOT = re.compile(r"[√∛∜]\s*(?:\{([^{}]*)\}|\(([^()]*)\)|(\d+(?:\.\d+)?|[a-zA-Z]))?")
 
 _NO_LETTER = r"(?![a-zA-Z])"
-_SIZES = "left right middle displaystyle textstyle scriptstyle limits nolimits mathstrut strut tiny small normalsize large Large LARGE huge Huge bf bfseries it itshape rm sf tt boldmath par noindent hfill centering allowbreak"  # noqa: E501
-_WRAPPERS = "underline uline underbar boldsymbol bm pmb mathbf mathit mathsf mathtt mathnormal emph boxed fbox framebox ensuremath smash overbrace underbrace mathcal mathrel mathbin bold"  # noqa: E501
+_SIZES = (
+    "left right middle displaystyle textstyle scriptstyle limits "
+    "nolimits mathstrut strut tiny small normalsize large Large LARGE huge Huge bf bfseries it itshape rm "
+    "sf tt boldmath par noindent hfill centering allowbreak"
+)
+_WRAPPERS = (
+    "underline uline underbar boldsymbol bm pmb mathbf mathit mathsf mathtt mathnormal emph boxed "
+    "fbox framebox ensuremath smash overbrace underbrace mathcal mathrel mathbin bold"
+)
 _TEXTS = "mbox textrm textbf textit textnormal textsf texttt textup textsc mathrm hbox mathop"
 
 
@@ -42,8 +53,9 @@ def _any(names: str) -> str:
 
 
 _RULES: list[tuple[str, str]] = [
-    # what does not change the value: delimiters of formulas (\\[2pt] is a row's), sizes, colours, wrappers
-    (r"\\(?:\(|\)|\[(?!\d)|\](?!\d))|(?<!\\)\$", ""),
+    # what does not change the value: delimiters of formulas (\\\\[2pt] is a row's), sizes, colours, wrappers
+    (r"(?<!\\)\\[()\[\]]|(?<!\\)\$|[\"`]", ""),
+    (r"^\s*\*\*(.+)\*\*\s*$", r"\1"),  # bold in Markdown
     (r"\\(?:left|right|middle)\s*\.", ""),
     (_any(_SIZES) + r"|\\[bB]igg?[lrm]?" + _NO_LETTER, ""),
     (r"\\(?:color|textcolor|colorbox)\s*(?:\[[a-zA-Z]*\])?\{[^{}]*\}\s*", ""),
@@ -54,15 +66,17 @@ _RULES: list[tuple[str, str]] = [
     (r"\\text\s+\{", r"\\text{"),
     (r"\\text\{\s*\$?([^a-zA-Z{}\\$]*)\$?\s*\}", r" \1 "),
     (r"\\text\{\s*(" + _FUNCTIONS.replace(" ", "|") + r")\s*\}", r"\\\1 "),
-    (r"\\text\{\s*([eidxCPR])\s*\}(?=[\^_]|$|[^a-zA-Z]*[a-zA-Z=+\-*^])", r"\1"),
+    (r"\\text\{\s*([eid])\s*\}|\\text\{\s*([xCPR])\s*\}(?=[\^_]|[^a-zA-Z]*[a-zA-Z=+\-*^])", r"\1\2"),
+    (r"\\text\{([^{}]*)\\text\{(\w+)\}([^{}]*)\}", r"\\text{\1\2\3}"),
     # what datasets lost: \pir for \pi r, {or} for \text{or}
     (
         r"\\(sin|cos|tan|sec|csc|cot|log|ln|pi|leq|geq|cdot|times)(?=[a-zA-Z])(?!h?(?![a-zA-Z])|slant|q(?![a-zA-Z]))",
         r"\\\1 ",
     ),
-    (r"(?<![\w}])\{(or|and)\}|(?<=[\w}])\{(or|and)\}", r"\\text{\1\2}"),
-    # spaces
-    (r"\\!", ""),
+    (r"(?<!\\text)\{(or|and)\}", r"\\text{\1}"),
+    # spaces; 32, 349 is a list, and 32,349 a number
+    (r"(?<=\d),\s+(?=\d{3}(?!\d))", ";"),
+    (r"\\!\s*", ""),
     (r"(?<!\\)\\[,:;> ]|(?<!\\)~|\\(?:enspace|thinspace|medspace|thickspace|space|nobreak)(?![a-zA-Z])", " "),
     (r"\\q?quad(?![a-zA-Z])", r"\\quad "),
     # one name for one symbol
@@ -89,7 +103,7 @@ _RULES: list[tuple[str, str]] = [
     (r"\\[dt]binom(?![a-zA-Z])", r"\\binom"),
     (r"\{\s*(-?\w+)\s*\\over\s*(-?\w+)\s*\}", r"\\frac{\1}{\2}"),
     (r"\^\s*\{?\s*\\(?:circ|degree)(?![a-zA-Z])\s*\}?|\\(?:text)?degree(?![a-zA-Z])", r"^\\circ "),
-    (r"(?:(?<=\d)|\^)\s*\{?\\?(?:text\{|)(?:st|nd|rd|th)\}?\}?(?![a-zA-Z])", ""),  # 7th
+    (r"(?<=\d)\s*[xX]\s*(?=10\s*\^)", r"\\times "),
     (r"\\(?:ast|star)(?![a-zA-Z])|\*", r"\\cdot "),
     (r"\\cdot\s*\\cdot(?![a-zA-Z])", "^"),  # **
     # arguments in braces; 10^-2 and 2^10 as people mean them
@@ -106,10 +120,18 @@ _RULES: list[tuple[str, str]] = [
     (r"\s+\}", "}"),
 ]
 _COMPILED = [(re.compile(pattern), replacement) for pattern, replacement in _RULES]
-_LEADING = re.compile(r"^(?:\s|=|\\approx|\\equiv|\\sim(?![a-zA-Z])|\\therefore|\\implies|\\Rightarrow|:|&|\{\})+")
-_TRAILING = re.compile(r"(?:\s|[.;,:](?<!\\ldots)|\\\\|\{\}|(?<!\\)\\$)+$")
+_LEADING = re.compile(
+    r"^(?:\s|=|\\approx|\\equiv|\\sim(?:eq)?(?![a-zA-Z])|\\cong|\\therefore|\\implies|\\Rightarrow|:|&|\{\})+"
+)
+_TRAILING = re.compile(r"(?:\s|(?<!\.)\.|[;,:]|\\\\|\{\}|(?<!\\)\\$)+$")
 _WRAPPED = re.compile(r"^\\text\{([^{}]*[\d(\[,][^{}]*)\}$")  # \textbf{5}, \text{10 cm}: written in text as a whole
+_ORDINAL = re.compile(
+    r"(?:(?<=1)(?=\^?\{?(?:\\text\{)?st)|(?<=2)(?=\^?\{?(?:\\text\{)?nd)|(?<=3)(?=\^?\{?(?:\\text\{)?rd)"
+    r"|(?<=\d)(?=\^?\{?(?:\\text\{)?th)|(?<=[a-zA-Z])(?=\^\{?(?:\\text\{)?th))"
+    r"\^?\{?(?:\\text\{)?(?:st|nd|rd|th)\}?\}?(?![a-zA-Z])"
+)
 _GROUP = re.compile(r"(?<![\w\\}\])^_])\{([\w.,+\-/ ]*|\\[a-zA-Z]+\{[^{}]*\}(?:\{[^{}]*\})?)\}(?![\^_!])")
+_DOUBLED = re.compile(r"\\\\(?=[a-zA-Z])")  # \\sqrt for \sqrt, where JSON was written twice
 _COMMAND = re.compile(r"\\[a-zA-Z]+")
 _COMMAND_SPACE = re.compile(r"(\\[a-zA-Z]+) (?=\d)")
 _SPACE = re.compile(r"(?<![\w.]) | (?![\w.])")
@@ -119,6 +141,8 @@ _SPACE = re.compile(r"(?<![\w.]) | (?![\w.])")
 def normalized(text: str) -> str:
     """A text in one notation; equal text is the same answer. Time is linear but for nested braces."""
     text = _plain_characters(text)
+    if "\\begin" not in text:
+        text = _DOUBLED.sub(r"\\", text)
     text = _PLAIN_NAME.sub(lambda name: _NAMES.get(name[1], name[0]), text)
     for pattern, replacement in _COMPILED:
         text = pattern.sub(replacement, text)
@@ -128,7 +152,7 @@ def normalized(text: str) -> str:
         before = text
         text = _TRAILING.sub("", _LEADING.sub("", text))
         text = _GROUP.sub(r"\1", _without_outer_braces(text))
-        text = _WRAPPED.sub(r"\1", text)
+        text = _ORDINAL.sub("", _WRAPPED.sub(r"\1", text))
     return _COMMAND_SPACE.sub(r"\1", _SPACE.sub("", " ".join(text.split())))
 
 
@@ -151,7 +175,7 @@ def _plain_character(c: str) -> str:
     if name.startswith("VULGAR FRACTION") and (value := unicodedata.numeric(c, None)):
         below = next(n for n in range(2, 13) if abs(value * n - round(value * n)) < 1e-6)
         return f"\\frac{{{round(value * below)}}}{{{below}}}"
-    if name.startswith("GREEK") and "WITH" not in name and name.split()[-1].lower() in _GREEK.split():
+    if name.startswith("GREEK") and "WITH" not in name and name.split()[-1].lower() in _GREEK:
         letter = name.split()[-1].lower()
         return f"\\{letter if 'SMALL' in name else letter.capitalize()} "
     plain = unicodedata.normalize("NFKC", c)

@@ -16,7 +16,7 @@ _REPEATING = re.compile(r"([+-]?)(\d*)\.(\d*)\\(?:overline|bar|dot)\{?(\d+)\}?")
 _FRACTION = re.compile(
     r"([+-]*)\\frac\{([+-]?[\d., ]+|[+-]?\d+(?:\{,\}\d{3})+)\}\{([+-]?[\d.]+)\}|([+-]*)\(?([+-]?[\d.]+)/([\d.]+)\)?"
 )
-_MIXED = re.compile(r"([+-]?)(\d+)(?:[ +]?\\frac\{(\d+)\}\{(\d+)\}|[ ](\d+)/(\d+))")
+_MIXED = re.compile(r"([+-]?)(\d+)(?: ?\\frac\{(\d+)\}\{(\d+)\}| (\d+)/(\d+))")
 _SCIENTIFIC = re.compile(
     rf"(?P<mantissa>[+-]?(?:{_DECIMAL}))(?:\\times|\\cdot)\s?10\^\{{(?P<power>[+-]?\d+)\}}|(?P<plain>[+-]?\d+\.?\d*)[eE](?P<e>[+-]?\d+)"
 )
@@ -36,7 +36,7 @@ class Number:
     """Significant digits of a decimal."""
 
     def equals(self, other: "Number") -> bool:
-        """Whether two numbers are the same: exactly, or one as a decimal of six digits or more rounded from the other."""
+        """Whether two numbers are the same: exactly, or one as a decimal of six digits and more of the other."""
         return self.value == other.value or self.rounds(other) or other.rounds(self)
 
     def rounds(self, other: "Number") -> bool:
@@ -100,7 +100,7 @@ def is_undone_division(text: str) -> bool:
 
 
 def read_decimal_comma(text: str) -> Number | None:
-    """`3,14` and `1.234,5` as decimals: for where one number is expected, since `3,14` may be a list. `1,000` is none."""
+    """`3,14` and `1.234,5` as decimals, for where one number is expected: `3,14` may be a list. `1,000` is none."""
     found = _DECIMAL_COMMA.fullmatch(text)
     if found is None or (len(found[3]) == 3 and found[2] != "0" and not re.search(r"[. ]", found[2])):
         return None
@@ -113,7 +113,7 @@ def _decimal(sign: str, digits: str) -> Number | None:
     plain = re.sub(r"[ ,{}]", "", digits)
     if plain.count(".") > 1:
         plain = plain.replace(".", "")
-    whole, point, places = plain.partition(".")
+    whole, _, places = plain.partition(".")
     value = Fraction(int((whole + places) or "0"), 10 ** len(places))
     unit = Fraction(1, 10 ** len(places)) if places else None
     return Number(-value if sign else value, unit, len((whole + places).lstrip("0")))

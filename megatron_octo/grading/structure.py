@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from megatron_octo.grading.numbers import read_number
+
 _OPEN, _CLOSE = ("(", "[", "{"), (")", "]", "}")
 _TOKEN = re.compile(r"\\begin\{\w+\*?\}|\\end\{\w+\*?\}|\\text\{[^{}]*\}|\\[a-zA-Z]+|\\.|.", re.DOTALL)
 _OR = {"\\lor", "\\text{or}", "\\quad", "\\\\", "\\cup", ";", ","}
@@ -15,15 +17,22 @@ _RELATION = re.compile(r"\\(?:le|ge|ne|in|equiv|approx|sim)(?![a-zA-Z])|[<>=]")
 _THOUSANDS = re.compile(r"(?<![\d.,(\[])(\d{1,3})((?:,\d{3})+)(?![\d,])")
 _BUILDER = re.compile(r"\\\{([a-zA-Z])(?:\\in\\mathbb\{?R\}?)?(?:[:|])(.+)\\\}")
 _MEMBER = re.compile(r"([a-zA-Z](?:_\{\w+\})?)\\in(?![a-zA-Z])(.+)")
+_ALL_BUT = re.compile(
+    r"(?:[a-z]\\in)?(?:\\mathbb\{R\}|\(-\\infty,\\infty\))(?:\\setminus|\\backslash|-)\\\{([^{},]+)\\\}"
+)
+_OF_REALS = re.compile(r"^[a-z]\\in\\mathbb\{R\}(?:,|;|\\text\{and\}|\\land)+(?=.)")
 _REALS = re.compile(r"^(?:\\mathbb\{?R\}?|\\text\{[aA]ll real numbers\}|[aA]ll real numbers)$")
 _MATRIX = re.compile(
     r"[(\[]?\\begin\{([pbvBV]?matrix|smallmatrix|array)\}(?:\{[^{}]*\})?(.*)\\end\{\1\}[)\]]?", re.DOTALL
 )
 _ROW_END = re.compile(r"\\\\(?:\[[^\]]*\])?|\\(?![a-zA-Z{}|])")  # one backslash too: datasets lose the other
+_UNIT_OF_TUPLE = re.compile(r"(?s)^(\(.*,.*\))\\text\{[^{}]*\}$")
 _VARIABLE = re.compile(r"-?(?:[a-zA-Z]|\\[a-zA-Z]+)(?:_\{\w+\})?(?:\([a-z]\))?")
 _HAS_LETTER = re.compile(r"(?<!\\)(?<!\\[a-zA-Z])[a-zA-Z]")
+_ABSOLUTE = re.compile(r"\|([a-z])\|(<|>|\\le|\\ge) ?([^<>=|]+)")
 _SIMPLE_NAME = re.compile(
-    r"(?:\\text\{[^{}]*\}|\\angle|\\triangle|\\overline\{\w+\}|\\(?!pi)[a-zA-Z]+(?![a-zA-Z])|[a-zA-Z ]|_\{[^{}]*\}|\^\{-1\}|'|\([a-zA-Z,0-9+\-]*\)|\|)+"
+    r"(?:\\text\{[^{}]*\}|\\overline\{\w+\}|\\(?!pi)[a-zA-Z]+(?![a-zA-Z])|[a-zA-Z ]|_\{[^{}]*\}|\^\{-1\}|'"
+    r"|\([a-zA-Z,0-9+\-]*\)|\|)+"
 )
 _COMMANDS = re.compile(r"\\(?:frac|sqrt|sin|cos|tan|log|ln|pi|sum|int|infty|binom)(?![a-zA-Z])")
 _FLIPPED = {"<": ">", ">": "<", "\\le": "\\ge", "\\ge": "\\le", "\\ne": "\\ne"}
@@ -51,7 +60,7 @@ def read(text: str, thousands: bool = True) -> Reading:
     Args:
         thousands: whether `1,234` is one number where it stands alone.
     """
-    text = _REALS.sub(r"(-\\infty,\\infty)", text)
+    text = _REALS.sub(r"(-\\infty,\\infty)", _ALL_BUT.sub(r"x\\ne \1", _OF_REALS.sub("", text)))
     if (found := _MEMBER.fullmatch(text)) is not None and not _RELATION.search(found[2]):
         return replace(read(found[2], thousands), name=found[1])
     if (found := _BUILDER.fullmatch(text)) is not None:
@@ -114,7 +123,7 @@ def _read_single(text: str, thousands: bool) -> Reading:
     members = split(text, {"=", "\\approx"})
     if len(members) > 1 and not re.search(r"\\(?:ne|le|ge|in|sum|prod|equiv)(?![a-zA-Z])|[<>]|\\text\{if\}", text):
         return _equation(text, members, thousands)
-    inner = _inside(text)
+    inner = _inside(_UNIT_OF_TUPLE.sub(r"\1", text))
     if inner is None:
         return Reading("value", text)
     left, content, right = inner
@@ -155,10 +164,10 @@ def _equation(text: str, members: list[str], thousands: bool) -> Reading:
         name = members[0] if members[0] in named else members[-1]
         values = [member for member in members if member not in named] or [members[-1]]
         return replace(read(values[-1], thousands), name=name, others=tuple(values[:-1]))
-    if not any(map(has_letter, members)):
-        return replace(read(members[-1], thousands), others=tuple(members[:-1]))
     if "\\approx" in text:
         return read(members[0], thousands)  # 2/3, and about 0.67
+    if not any(map(has_letter, members)):
+        return replace(read(members[-1], thousands), others=tuple(members[:-1]))
     return Reading("equation", text, tuple(Reading("value", member) for member in members))
 
 
@@ -190,6 +199,11 @@ def _named_tuples(text: str) -> Reading | None:
 
 def _inequality(text: str) -> Reading | None:
     r"""`x>5` as the interval (5, infinity), `-1\le x\le 2` as [-1, 2], `x\ne 3` as two intervals."""
+    if (absolute := _ABSOLUTE.fullmatch(text)) is not None:
+        name, relation, bound = absolute.groups()
+        if relation in ("<", "\\le"):
+            return read(f"-({bound}){relation} {name}{relation} {bound}")
+        return read(f"{name}{_FLIPPED[relation]} -({bound})\\lor {name}{relation} {bound}")
     relations = [m.group() for m in _RELATION.finditer(text)]
     members = [part.strip() for part in _RELATION.split(text)]
     if not relations or any(relation not in _FLIPPED for relation in relations) or not all(members):
@@ -204,10 +218,12 @@ def _inequality(text: str) -> Reading | None:
     if len(relations) != 1:
         return None
     name, relation, bound = members[0], relations[0], members[1]
-    if not _VARIABLE.fullmatch(name) or name.startswith("-"):
+    if not _VARIABLE.fullmatch(name):
         name, relation, bound = bound, _FLIPPED[relation], name
-    if not _VARIABLE.fullmatch(name) or name.startswith("-") or name in bound:
+    if not _VARIABLE.fullmatch(name) or name.lstrip("-") in bound:
         return None
+    if name.startswith("-"):
+        name, relation, bound = name[1:], _FLIPPED[relation], f"-({bound})"
     if relation == "\\ne":
         parts = (
             _interval(text, "-\\infty", bound, False, False, name),
@@ -225,15 +241,17 @@ def _interval(text: str, low: str, high: str, has_low: bool, has_high: bool, nam
 
 
 def _conjunction(text: str, parts: list[str]) -> Reading | None:
-    r"""`x>3 \text{ and } x<5` as the interval (3, 5), where a lower and an upper bound of one variable are joined."""
-    if len(parts) != 2 or not re.search(r"\\land|\band\b|\{and\}", text):
+    r"""`x>3 \text{ and } x<5` as the interval (3, 5): a lower bound below an upper one, of one variable."""
+    if len(parts) != 2 or re.search(r"\\lor|\\cup|\bor\b|\{or\}", text):
         return None
-    bounds = [_inequality(part) for part in parts]
-    if any(b is None or b.kind != "group" for b in bounds) or bounds[0].name != bounds[1].name:  # type: ignore[union-attr]
+    first, second = (_inequality(part) for part in parts)
+    if first is None or second is None or first.name != second.name or {first.kind, second.kind} != {"group"}:
         return None
-    below = [b for b in bounds if b is not None and b.items[1].text == "\\infty"]
-    above = [b for b in bounds if b is not None and b.items[0].text == "-\\infty"]
-    if len(below) != 1 or len(above) != 1:
+    if first.items[0].text == "-\\infty":
+        first, second = second, first
+    if first.items[1].text != "\\infty" or second.items[0].text != "-\\infty":
         return None
-    brackets = below[0].brackets[0] + above[0].brackets[1]
-    return Reading("group", text, (below[0].items[0], above[0].items[1]), brackets, below[0].name)
+    low, high = read_number(first.items[0].text), read_number(second.items[1].text)
+    if low is None or high is None or low.value >= high.value:
+        return None
+    return Reading("group", text, (first.items[0], second.items[1]), first.brackets[0] + second.brackets[1], first.name)

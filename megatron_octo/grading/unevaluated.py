@@ -16,7 +16,7 @@ from megatron_octo.grading.numbers import is_undone_division
 
 _OPERATORS = re.compile(
     r"\\(?:sum|prod|int|iint|oint|lim|gcd|lcm|binom|choose|max|min|lfloor|lceil|det|bmod|pmod|mod|log|ln|lg|arcsin|arccos"
-    r"|arctan|cdots|dots|dotsb|ldots|div)(?![a-zA-Z])|(?<=[\d)}a-zA-Z])!|\|"
+    r"|arctan|cdots|dots|dotsb|ldots|div)(?![a-zA-Z])|(?<=[\d)}a-zA-Z])!|\||\\frac\{d\}\{d"
 )
 _ALIKE = {"\\lg": "\\log", "\\ln": "\\log", "\\dots": "\\cdots", "\\ldots": "\\cdots", "\\dotsb": "\\cdots"}
 _TRIGONOMETRIC = re.compile(r"\\(?:sin|cos|tan|sec|csc|cot)(?![a-zA-Z])")
@@ -25,7 +25,7 @@ _MAX_DIGITS = 9
 
 
 def is_open_text(text: str, gold: str) -> bool:
-    r"""Whether normalized text asks for work by its symbols: `\gcd`, `5!`, `\log_2 8`, `\frac{6}{2}`, where the gold does not."""
+    r"""Whether text asks for work by its symbols, where the gold does not: `\gcd`, `5!`, `\log_2 8`, `\frac{6}{2}`."""
     operators, known = ({_ALIKE.get(found, found) for found in _OPERATORS.findall(side)} for side in (text, gold))
     if operators - known:
         return True
@@ -46,10 +46,24 @@ def is_open(expression: Any) -> bool:
 
 
 def collapses(expression: Any) -> bool:
-    r"""Whether a sum or product of more than plain numbers stands where the gold is a plain number: `\sqrt{8}\cdot\sqrt{2}`."""
-    return bool(
-        (expression.is_Add or expression.is_Mul) and not _is_plain(expression) and not _is_scientific(expression)
-    )
+    r"""Whether more than powers is added or multiplied where the gold is a plain number: `\sqrt{8}\cdot\sqrt{2}`."""
+    if not (expression.is_Add or expression.is_Mul):
+        return False
+    return any(not (atom.is_Rational or _is_whole_power(atom)) for atom in _parts(expression))
+
+
+def _parts(expression: Any) -> Iterator[Any]:
+    if expression.is_Add or expression.is_Mul:
+        for argument in expression.args:
+            yield from _parts(argument)
+    elif expression.is_Pow and expression.exp.is_Integer and not expression.base.is_Rational:
+        yield from _parts(expression.base)
+    else:
+        yield expression
+
+
+def _is_whole_power(power: Any) -> bool:
+    return bool(power.is_Pow and power.base.is_Rational and power.exp.is_Integer)
 
 
 def _has_like_terms(total: Any) -> bool:
@@ -88,7 +102,7 @@ def _terms(total: Any) -> Iterator[Any]:
 
 
 def _is_plain(term: Any) -> bool:
-    """Whether a term is a plain number, powers of whole numbers and of i included. A huge power is none, and not computed."""
+    """Whether a term is a plain number, as powers of numbers and of i are. A huge power is none, and not computed."""
     if term.is_Rational:
         return True
     if term.is_Pow and term.exp.is_Integer:
@@ -109,7 +123,7 @@ def _is_scientific(product: Any) -> bool:
 
 
 def _has_open_product(product: Any) -> bool:
-    """Two plain factors over a line or two under it, a line over a line, or two roots. Scientific notation is a number."""
+    """Two plain factors over a line or under it, a line over a line, two roots. Scientific notation is a number."""
     if _is_scientific(product):
         return False
     factors = [factor for factor in _factors(product) if abs(factor) != 1]
@@ -118,7 +132,8 @@ def _has_open_product(product: Any) -> bool:
     roots = [
         f for f in factors if f.is_Pow and f.exp.is_Rational and f.exp.q > 1 and f.exp > 0 and _has_coefficient(f.base)
     ]
-    if len(above) > 1 or len(below) > 1 or len(roots) > 1:
+    bases = Counter(f.as_base_exp()[0] for f in factors if not f.is_Rational and f.as_base_exp()[1].is_positive)
+    if len(above) > 1 or len(below) > 1 or len(roots) > 1 or max(bases.values(), default=0) > 1:
         return True
     if below and any(f.is_Rational and not f.is_Integer for f in above):
         return True

@@ -4,14 +4,16 @@ import re
 from dataclasses import dataclass
 
 _ALIASES = {
-    "cm": "centimeter centimetre cms", "m": "meter metre", "km": "kilometer kilometre kms", "mm": "millimeter millimetre",
-    "in": "inch inche", "ft": "foot feet", "yd": "yard", "mi": "mile", "kg": "kilogram kgs kilo", "g": "gram gm",
-    "mg": "milligram", "lb": "pound lbs", "oz": "ounce", "s": "second sec", "min": "minute mins", "h": "hour hr hrs",
-    "day": "", "week": "wk", "month": "", "year": "yr yrs", "l": "liter litre", "ml": "milliliter millilitre",
-    "gal": "gallon", "mph": "miles/hour mi/h mi/hr", "km/h": "kmh kph kmph km/hr", "m/s": "mps", "degree": "deg degrees",
-    "dollar": "usd buck", "cent": "", "percent": "pct percentage", "unit": "", "am": "a.m", "pm": "p.m", "c": "celsius",
-    "f": "fahrenheit", "person": "people", "man": "men", "woman": "women", "child": "children", "hz": "hertz", "j": "joule", "rad": "radian", "noon": "", "euro": "", "rupee": "rs", "yen": "",
-    "acre": "", "ha": "hectare", "kb": "kilobyte", "mb": "megabyte", "gb": "gigabyte", "rev": "revolution", "rpm": "",
+    "cm": "centimeter centimetre cms", "m": "meter metre", "km": "kilometer kilometre kms",
+    "mm": "millimeter millimetre", "in": "inch inche", "ft": "foot feet", "yd": "yard", "mi": "mile",
+    "kg": "kilogram kgs kilo", "g": "gram gm", "mg": "milligram", "lb": "pound lbs", "oz": "ounce",
+    "s": "second sec", "min": "minute mins", "h": "hour hr hrs", "day": "", "week": "wk", "month": "",
+    "year": "yr yrs", "l": "liter litre", "ml": "milliliter millilitre", "gal": "gallon",
+    "mph": "miles/hour mi/h mi/hr", "km/h": "kmh kph kmph km/hr", "m/s": "mps", "degree": "deg degrees",
+    "dollar": "usd buck", "cent": "", "percent": "pct percentage", "unit": "", "am": "a.m", "pm": "p.m",
+    "c": "celsius", "f": "fahrenheit", "person": "people", "man": "men", "woman": "women", "child": "children",
+    "hz": "hertz", "j": "joule", "rad": "radian", "noon": "", "euro": "", "rupee": "rs", "yen": "", "acre": "",
+    "ha": "hectare", "kb": "kilobyte", "mb": "megabyte", "gb": "gigabyte", "rev": "revolution", "rpm": "",
     "pt": "pint", "qt": "quart", "kw": "kilowatt", "kj": "kilojoule", "pa": "pascal", "kpa": "",
 }  # fmt: skip
 _NAMES = {word: name for name, words in _ALIASES.items() for word in [name, *words.split()]}
@@ -20,16 +22,19 @@ _TELLING = {"am", "pm", "noon", "midnight", "north", "south", "east", "west", "n
             "southwest"}  # fmt: skip
 _SCALES = {"hundred", "thousand", "million", "billion", "trillion", "dozen", "half", "halves", "third", "quarter",
            "fourth", "fifth", "score", "pair"}  # fmt: skip
-_OPERATORS = {"over", "times", "plus", "minus", "divided", "squared", "cubed", "mod", "modulo", "base", "to", "power",
-              "or", "and", "not", "if", "for", "where", "when", "is", "no", "factorial", "choose", "with", "but", "then",
-              "else", "otherwise", "than", "by", "remainder", "from", "sqrt", "root", "degc", "degf"}  # fmt: skip
-_PLAIN_UNITS = {name for name in _NAMES if len(name) > 1} - {"in", "am", "pm"}
-_TEXT = re.compile(r"(?:\\text\{([^{}]*)\}|\\(?:square|sq)?)(?:\^\{?([23])\}?)?")
+_OPERATORS = {
+    "over", "times", "plus", "minus", "divided", "squared", "cubed", "mod", "modulo", "base", "to", "power", "or",
+    "and", "not", "if", "for", "where", "when", "is", "no", "factorial", "choose", "with", "but", "then", "else",
+    "otherwise", "than", "by", "remainder", "from", "sqrt", "root", "degc", "degf",
+}  # fmt: skip
+_PLAIN_UNITS = {name for name in _NAMES if len(name) > 1} - {"in", "am", "pm"} | {"sq", "cu"}
 _TAIL = re.compile(r"((?:\s*(?:\\text\{[^{}]*\}|\\cdot(?=\\text)|/(?=\\text))(?:\^\{-?[1-9]\})?)+)$")
-_PLAIN_TAIL = re.compile(r"(?<![\\a-zA-Z{])(\s?)([a-zA-Z][a-zA-Z./]*(?: [a-zA-Z][a-zA-Z.]*)*)(\^\{[23]\})?$")
+_PLAIN_TAIL = re.compile(
+    r"(?:(?<![\\a-zA-Z{])|(?<=[a-zA-Z])(?= ))(\s?)([a-zA-Z][a-zA-Z./]*(?: [a-zA-Z][a-zA-Z.]*)*)(\^\{[23]\})?$"
+)
+_SHORTENED = re.compile(r"\b(sq|cu)\.\s*")
 _SQUARE = re.compile(r"\b(?:square|sq\.?)\s+(\w+)|\b(\w+)\s+squared\b")
 _CUBIC = re.compile(r"\b(?:cubic|cu\.?)\s+(\w+)|\b(\w+)\s+cubed\b")
-_WORD = re.compile(r"[a-z][a-z.]*(?:\^\d)?|/")
 _TRIGONOMETRIC = re.compile(r"\\(?:sin|cos|tan|sec|csc|cot)(?![a-zA-Z])")  # degrees there are no unit beside a value
 _VOWEL = re.compile(r"[aeiouy]")
 
@@ -58,6 +63,7 @@ def split_unit(text: str) -> Quantity:
 
     Plain letters are a unit where they are a known one of two letters and more, or a word: `3t` and `3xyz` have none.
     """
+    text = _SHORTENED.sub(r"\1 ", text)
     for sign, unit in (
         ("\\$", "dollar"),
         ("\\text{euros}", "euro"),
@@ -79,7 +85,9 @@ def split_unit(text: str) -> Quantity:
     if _TRIGONOMETRIC.search(text):
         return Quantity(text)
     if text.endswith("^\\circ"):
-        return Quantity(text[: -len("^\\circ")], "degree")
+        return Quantity(text[: -len("^\\circ")].replace("^\\circ", ""), "degree")
+    if "^\\circ-" in text or "^\\circ+" in text:
+        return Quantity(text.replace("^\\circ", ""), "degree")
     if (scale := re.fullmatch(r"(.*\d)\^\\circ ?([CFNSEW])", text)) is not None:
         return Quantity(scale[1], f"degree {_COMPASS.get(scale[2], _spelled(scale[2]))}")
     if (tail := _PLAIN_TAIL.search(text)) is not None and tail.start() > 0 and text[tail.start() - 1] not in "_^":
@@ -102,11 +110,11 @@ def _are_words(text: str, is_apart: bool) -> bool:
     words = text.rstrip(".").lower().replace("/", " ").split()
     if not words or words[0] in _OPERATORS or words[-1] in _OPERATORS:
         return False
-    if words[0] in ("am", "pm", "a.m", "p.m", "in") and is_apart:
+    if words[0] in ("am", "pm", "a.m", "p.m") or (words[0] == "in" and is_apart):
         return True
     if words[0] in _PLAIN_UNITS or words[0].removesuffix("s") in _PLAIN_UNITS:
         return True
-    return is_apart and len(words[0]) >= 3 and bool(_VOWEL.search(words[0]))
+    return is_apart and len(words[0]) >= 3 and text[0].islower() and bool(_VOWEL.search(words[0]))
 
 
 def _spelled(text: str) -> str:
