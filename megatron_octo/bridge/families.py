@@ -2,6 +2,7 @@
 
 from megatron_octo.bridge.weight_map import GATE_ABOVE_UP, QUERY_KEY_VALUE, Family, Part, Rule
 from megatron_octo.errors import ModelError
+from megatron_octo.reading.json_text import shortened
 
 _LAYER = "model.layers.{}."
 _OURS = "decoder.layers."
@@ -81,7 +82,7 @@ def family_of(model_type: str, where: str) -> Family:
     """
     if model_type not in FAMILIES:
         raise ModelError(
-            f"{where}: model_type {model_type!r} has no weight map; known: {', '.join(FAMILIES)}. "
+            f"{where}: model_type {shortened(repr(model_type))} has no weight map; known: {', '.join(FAMILIES)}. "
             "A new family is a table in megatron_octo/bridge/families.py"
         )
     return FAMILIES[model_type]

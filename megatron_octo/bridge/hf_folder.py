@@ -20,6 +20,7 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 _MOST_HEADER_BYTES = 32 << 20
 """A tensor takes about 120 bytes; the library reads up to 100 MB."""
+_LONGEST_NAME = 200
 _DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
@@ -178,7 +179,7 @@ def _shards(path: Path) -> list[str]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise ModelError(f"{path / INDEX}: weight_map is {json_kind(weight_map)}, not an object; copy it again")
     for tensor, name in weight_map.items():
-        if not isinstance(name, str) or name in ("", ".", "..") or Path(name).name != name:
+        if not isinstance(name, str) or name in ("", ".", "..") or Path(name).name != name or len(name) > _LONGEST_NAME:
             raise ModelError(
                 f"{path / INDEX}: {shortened(tensor)} is said to be in {shortened(repr(name))}, which is no name of a "
                 "file beside it; copy it again"
