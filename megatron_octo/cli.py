@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from megatron_octo import __version__
 from megatron_octo.bridge.command import add_convert_commands
-from megatron_octo.errors import OctoError, explain_os_error
+from megatron_octo.errors import DataError, OctoError, explain_os_error
 
 if TYPE_CHECKING:
     from megatron_octo.recipe import Recipe
@@ -63,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--stop-after-step", type=int, metavar="N", help="save and stop once step N is done")
     train.set_defaults(command=_train)
 
-    data = commands.add_parser("data", help="prepare corpora, look at samples")
+    data = commands.add_parser("data", help="check, prepare and verify corpora, look at samples")
     data_commands = data.add_subparsers(required=True, metavar="COMMAND")
     prepare = data_commands.add_parser("prepare", parents=[recipe], help="text to Megatron .bin/.idx")
     prepare.add_argument("--source", action="append", help="only this source (repeatable)")
@@ -73,6 +73,12 @@ def _parser() -> argparse.ArgumentParser:
         "--executor-option", action="append", default=[], metavar="KEY=VALUE", help="for SLURM: partition=..., time=..."
     )
     prepare.set_defaults(command=_data_prepare)
+    check = data_commands.add_parser("check", parents=[recipe], help="first rows of every source, read and formatted")
+    check.add_argument("--source", action="append", help="only this source (repeatable)")
+    check.set_defaults(command=_data_check)
+    whole = data_commands.add_parser("verify", parents=[recipe], help="recompute every prepared file's SHA-256")
+    whole.add_argument("--source", action="append", help="only this source (repeatable)")
+    whole.set_defaults(command=_data_verify)
     show = data_commands.add_parser("show", parents=[recipe], help="print samples of a stage as text")
     show.add_argument("stage")
     show.add_argument("samples", type=int, nargs="+", help="sample numbers, counted from 0 within the stage")
@@ -189,6 +195,24 @@ def _data_prepare(options: argparse.Namespace) -> int:
         console=Console(),
     )
     return 0
+
+
+def _data_check(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from megatron_octo.data.check import check_sources
+
+    recipe, _ = _load(options)
+    return 0 if check_sources(recipe, options.source, Console()) else DataError.exit_code
+
+
+def _data_verify(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from megatron_octo.data.verify import verify_sources
+
+    recipe, run = _load(options)
+    return 0 if verify_sources(recipe, run, options.source, Console()) else DataError.exit_code
 
 
 def _data_show(options: argparse.Namespace) -> int:

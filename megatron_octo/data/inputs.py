@@ -8,16 +8,14 @@ from typing import Any
 from datatrove.pipeline.base import PipelineStep
 
 from megatron_octo.data.formats import Formatter
+from megatron_octo.data.hub import HubRows, open_hub
 from megatron_octo.data.paths import input_files
 from megatron_octo.data.pieces import pieces_of
-from megatron_octo.data.readers import BuiltinDocuments, FileRows, HubRows
+from megatron_octo.data.readers import BuiltinDocuments, FileRows
 from megatron_octo.data.rows.files import Piece
-from megatron_octo.data.rows.row import has_field
 from megatron_octo.data.tally import Tally
 from megatron_octo.errors import DataError
 from megatron_octo.recipe.data import BuiltinSource, HubSource, JsonlSource, ParquetSource, Source
-
-_MOST_HUB_TASKS = 256
 
 
 @dataclass(frozen=True)
@@ -70,40 +68,12 @@ def _local(name: str, source: JsonlSource | ParquetSource) -> Inputs:
 
 
 def _hub(name: str, source: HubSource) -> Inputs:
-    from datasets import load_dataset
-
-    options: dict[str, Any] = {"name": source.subset, "data_dir": source.data_dir, "split": source.split}
-    is_local = Path(source.dataset).expanduser().is_dir()
-    dataset = str(Path(source.dataset).expanduser()) if is_local else source.dataset
-    try:
-        revision = None if is_local else _commit(source)
-        data = load_dataset(dataset, revision=revision, streaming=True, **options)
-    except Exception as error:  # the clients raise many kinds: no network, no such name, subset, split or access
-        raise DataError(
-            f"data.sources.{name}: the data set {source.dataset!r} cannot be opened ({type(error).__name__}: "
-            f"{str(error).splitlines()[0] if str(error) else 'no reason given'}); check dataset, subset, data_dir, "
-            "split, the network and HF_TOKEN, or download it and use a jsonl or parquet source"
-        ) from None
-    formatter = Formatter(source.format)
-    missing = [f for f in formatter.fields if data.column_names is not None and not has_field(data.column_names, f)]
-    if missing:
-        raise DataError(
-            f"data.sources.{name}.format: {source.dataset!r} has no field {missing[0]!r}; "
-            f"it has {', '.join(data.column_names)}"
-        )
-    options["revision"] = revision
+    opened, formatter = open_hub(name, source), Formatter(source.format)
     origin = {"dataset": source.dataset, "subset": source.subset, "data_dir": source.data_dir, "split": source.split}
     return Inputs(
-        max(1, min(data.n_shards, _MOST_HUB_TASKS)),
-        lambda tally: HubRows(dataset, options, formatter, tally),
+        opened.tasks,
+        lambda tally: HubRows(name, opened.dataset, opened.options, formatter, tally),
         origin,
         total=None,
-        revision=revision,
+        revision=opened.options["revision"],
     )
-
-
-def _commit(source: HubSource) -> str | None:
-    """The commit that a branch, a tag or nothing (the newest) stands for now; it is what the manifest records."""
-    from huggingface_hub import HfApi
-
-    return HfApi().dataset_info(source.dataset, revision=source.revision).sha

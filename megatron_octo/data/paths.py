@@ -29,11 +29,21 @@ def input_files(key: str, patterns: Sequence[str]) -> list[Path]:
                 f"{key}: {shown_path(Path(pattern))} cannot be looked for ({reason}); correct the path"
             ) from None
     for path in found:
+        if not _is_unicode(path):
+            raise DataError(f"{key}: {shown_path(path)}: its name is not UTF-8, which a manifest is; rename it")
         if path.stat().st_size == 0:
             raise DataError(f"{key}: {path} is empty; take it out of the list")
         if not os.access(path, os.R_OK):
             raise DataError(f"{key}: {path} cannot be read; change its permissions")
     return list(found)
+
+
+def _is_unicode(path: Path) -> bool:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _matches(key: str, pattern: str) -> list[Path]:

@@ -7,11 +7,9 @@ large file is read by many tasks.
 
 from collections.abc import Sequence
 from contextlib import closing
-from typing import Any
 
 from datatrove.data import Document, DocumentsPipeline
 from datatrove.pipeline.readers.base import BaseReader
-from datatrove.pipeline.readers.huggingface import HuggingFaceDatasetReader
 
 from megatron_octo.data.formats import Formatter
 from megatron_octo.data.rows.files import Piece, open_rows
@@ -42,24 +40,6 @@ class FileRows(BaseReader):
                 yield Document(text, id="")
         tally.lines[piece.path] = rows.number
         tally.done = piece.weight
-
-
-class HubRows(HuggingFaceDatasetReader):
-    """Rows of a data set of the hub, streamed."""
-
-    def __init__(self, dataset: str, options: dict[str, Any], formatter: Formatter, tally: Tally) -> None:
-        super().__init__(dataset, dataset_options=options, streaming=True)
-        self._format, self._tally = formatter, tally
-
-    def get_document_from_dict(self, data: dict[str, Any], source_file: str, id_in_file: int | str) -> Document | None:
-        tally = self._tally
-        tally.rows += 1
-        tally.lines[source_file] = tally.rows
-        try:
-            return Document(self._format(data), id="")
-        except BadRow as reason:
-            tally.bad_row(str(reason), source_file, tally.rows - 1)
-            return None
 
 
 class BuiltinDocuments(BaseReader):

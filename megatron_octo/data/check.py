@@ -1,0 +1,162 @@
+"""`octo data check`: what each source gives, from its first rows, before anything is read whole."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from megatron_octo.data.formats import Formatter
+from megatron_octo.data.hub import hub_error, open_hub
+from megatron_octo.data.inputs import find_inputs
+from megatron_octo.data.rows.files import open_rows
+from megatron_octo.data.rows.row import BadRow, fields_seen
+from megatron_octo.data.settings import known_sources, sources_in_use
+from megatron_octo.errors import OctoError
+from megatron_octo.recipe import Recipe
+from megatron_octo.recipe.data import BuiltinSource, HubSource, Source
+
+ROWS = 20
+_SHOWN = 160
+
+
+@dataclass(frozen=True)
+class Look:
+    """What the first rows of a source are."""
+
+    name: str
+    licence: str
+    gate: str = "none"
+    rows: int = 0
+    bad: Counter[str] = field(default_factory=Counter)
+    fields: str = ""
+    """Of the first row that could not be used."""
+    document: str = ""
+    """The first one."""
+    error: str = ""
+    """Why the source cannot be used at all."""
+
+    @property
+    def can_be_used(self) -> bool:
+        return not self.error and bool(self.document)
+
+    @property
+    def problem(self) -> str:
+        """Why it cannot be used, or what is wrong with some of its rows; nothing where all is well."""
+        if self.error:
+            return self.error
+        if not self.rows:
+            return "there is no row in it"
+        reasons = "; ".join(f"{count} of {self.rows} rows: {reason}" for reason, count in self.bad.most_common(3))
+        return f"{reasons} (the row has {self.fields})" if self.bad and self.fields else reasons
+
+
+def check_sources(recipe: Recipe, sources: Sequence[str] | None, console: Console) -> bool:
+    """Read and format the first rows of sources, and print what came of it. Whether each can be used.
+
+    Args:
+        sources: names; None: those that some stage's mixture draws from.
+
+    Raises:
+        DataError: the recipe has no such source.
+    """
+    names = known_sources(recipe, sources_in_use(recipe) if sources is None else list(sources))
+    looks = []
+    for name in names:
+        with console.status(f"{name}: first rows"):
+            looks.append(look_at(name, recipe.data.sources[name]))
+    console.print(_table(looks, recipe))
+    for look in looks:
+        if look.document:
+            shown = " ".join(look.document[: 4 * _SHOWN].split())
+            shown = shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}..."
+            console.print(f"[bold]{escape(look.name)}[/bold]: {escape(shown)}", highlight=False, soft_wrap=True)
+    for look in looks:
+        if look.problem:
+            word = "some rows cannot be used" if look.can_be_used else "cannot be used"
+            console.print(f"{look.name}: {word}: {look.problem}", highlight=False, soft_wrap=True, markup=False)
+    bad = [look.name for look in looks if not look.can_be_used]
+    console.print(
+        f"{len(bad)} of {len(looks)} sources cannot be used: {', '.join(bad)}" if bad
+        else f"{len(looks)} sources: all can be used, by their first rows",
+        highlight=False,
+    )  # fmt: skip
+    return not bad
+
+
+def look_at(name: str, source: Source) -> Look:
+    """The first rows of a source. What keeps it from being read is told, and not raised."""
+    licence, gate = source.licence, "none"
+    try:
+        if isinstance(source, HubSource):
+            opened = open_hub(name, source)
+            gate = opened.gated or "none"
+            if opened.licence is not None and opened.licence.lower() != licence.lower():
+                licence = f"{licence} (card: {opened.licence})"
+            return _read(name, source, licence, gate, _hub_rows(name, source, opened.data))
+        return _read(name, source, licence, gate, _local_rows(name, source))
+    except OctoError as error:
+        if "it is gated" in str(error):
+            gate = "closed"
+        return Look(name, licence, gate, error=str(error))
+
+
+def _read(name: str, source: Source, licence: str, gate: str, rows: Iterator[Any]) -> Look:
+    format = str if isinstance(source, BuiltinSource) else Formatter(source.format)
+    bad, seen, document, count = Counter[str](), "", "", 0
+    for row in rows:
+        count += 1
+        try:
+            text = format(row)
+        except BadRow as reason:
+            bad[str(reason)] += 1
+            seen = seen or ("" if isinstance(row, BadRow) else fields_seen(row))
+        else:
+            document = document or text
+    return Look(name, licence, gate, count, bad, seen, document)
+
+
+def _local_rows(name: str, source: Source) -> Iterator[Any]:
+    if isinstance(source, BuiltinSource):
+        from megatron_octo.data.corpora import make_corpus
+
+        yield from islice(make_corpus(source.corpus, source.documents, source.seed, ()), ROWS)
+        return
+    assert not isinstance(source, HubSource)
+    (piece, *_) = find_inputs(name, source, ()).pieces
+    with closing(open_rows(piece, Formatter(source.format).fields)) as rows:
+        yield from islice(rows, ROWS)
+
+
+def _hub_rows(name: str, source: HubSource, data: Any) -> Iterator[Any]:
+    try:
+        yield from islice(data, ROWS)
+    except (OctoError, GeneratorExit):
+        raise
+    except Exception as error:  # of the network, or of the file's form
+        raise hub_error(name, source.dataset, "read", error) from None
+
+
+def _table(looks: Sequence[Look], recipe: Recipe) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for heading in ("source", "from", "rows read", "can be used", "licence", "gate"):
+        table.add_column(heading)
+    for look in looks:
+        source = recipe.data.sources[look.name]
+        good = look.rows - sum(look.bad.values())
+        table.add_row(
+            look.name, escape(_origin(source)), str(look.rows),
+            f"{good} of {look.rows}" if look.can_be_used else "[red]no[/red]", escape(look.licence), look.gate,
+        )  # fmt: skip
+    return table
+
+
+def _origin(source: Source) -> str:
+    if isinstance(source, HubSource):
+        return "/".join(part for part in (source.dataset, source.data_dir or source.subset) if part)
+    return source.corpus if isinstance(source, BuiltinSource) else ", ".join(source.paths)
