@@ -26,7 +26,10 @@ class KeyChange:
 
 TRAINING_CHANGES: tuple[KeyChange, ...] = ()
 """Since e9c0304, of what `decisive_settings` gives."""
-RL_CHANGES: tuple[KeyChange, ...] = ()
+RL_CHANGES: tuple[KeyChange, ...] = (
+    KeyChange("rl.*.answer_after", "added", None, where=("kind", "file")),
+    KeyChange("rl.*.chat", "added", False, where=("kind", "file")),
+)
 """Since e9c0304, of a recipe's `rl` section."""
 
 

@@ -85,12 +85,15 @@ def test_prepared_data_with_a_flipped_bit(copy, name):
 
 
 def test_an_index_file_with_a_flipped_bit_is_made_again(copy):
+    shutil.rmtree(copy / STAGE / "cache")
+    expected = [record["loss"] for record in lines(copy / STAGE / "metrics.jsonl")]
+    octo("train", str(MINI), "stable", "--stop-after-step", "18", cwd=unfinished(copy))
     indices = sorted((copy / STAGE / "cache").rglob("*shuffle_index.npy"), key=lambda path: path.stat().st_size)
     before = indices[-1].read_bytes()
     flip(indices[-1], at=-1)
-    said = resume(unfinished(copy))
-    assert "index files damaged or not recorded; they are made again" in said
+    assert "index files damaged or not recorded; they are made again" in resume(copy)
     assert indices[-1].read_bytes() == before
+    assert [record["loss"] for record in lines(copy / STAGE / "metrics.jsonl")] == expected
 
 
 @pytest.mark.parametrize("step", [12, 17])

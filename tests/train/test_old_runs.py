@@ -1,0 +1,93 @@
+"""Run folders that an older commit made, stopped in the middle, go on with the code of today."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+from io import BytesIO
+
+import pytest
+
+from tests.rl.runs import RL, WIDER, needs_rl
+from tests.support import MINI, ROOT, lines, octo
+
+OLD = "e9c0304"
+"""Before settings were compared in a versioned form, and before manifests had a digest."""
+
+
+@pytest.fixture(scope="module")
+def old_code(tmp_path_factory):
+    """The package as it was."""
+    made = subprocess.run(["git", "archive", OLD, "megatron_octo"], cwd=ROOT, capture_output=True, check=False)
+    if made.returncode:
+        pytest.skip(f"commit {OLD} is not in this clone: {made.stderr.decode().strip()}")
+    folder = tmp_path_factory.mktemp("old")
+    with tarfile.open(fileobj=BytesIO(made.stdout)) as archive:
+        archive.extractall(folder, filter="data")
+    return folder
+
+
+def octo_of(code, *arguments, cwd):
+    environment = os.environ | {"PYTHONPATH": str(code)}
+    command = [sys.executable, "-m", "megatron_octo.cli", *arguments]
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_a_training_and_its_branch_go_on(old_code, tmp_path):
+    stopped, branched, anew = (tmp_path / name for name in ("stopped", "branched", "anew"))
+    for folder in (stopped, anew):
+        folder.mkdir()
+    octo_of(old_code, "data", "prepare", str(MINI), "--workers", "1", cwd=stopped)
+    shutil.copytree(stopped, branched)
+    octo_of(old_code, "train", str(MINI), "stable", "--stop-after-step", "8", cwd=stopped)
+    octo_of(old_code, "train", str(MINI), "stable", cwd=branched)
+    octo_of(old_code, "train", str(MINI), "decay", "--stop-after-step", "4", cwd=branched)
+    assert "resumes after step 8" in octo("train", str(MINI), cwd=stopped).stdout
+    told = octo("train", str(MINI), cwd=branched).stdout
+    assert "stable: already trained" in told and "resumes after step 4" in told
+    octo("data", "prepare", str(MINI), "--workers", "1", cwd=anew)
+    octo("train", str(MINI), cwd=anew)
+    for stage in ("stable", "decay"):
+        losses = [
+            [record["loss"] for record in lines(folder / f"runs/mini/stages/{stage}/metrics.jsonl")]
+            for folder in (stopped, branched, anew)
+        ]
+        assert losses[0] == losses[1] == losses[2]
+
+
+_DIGEST = """
+import json, sys
+from megatron_octo.recipe import load_recipe
+from megatron_octo.rl import launch
+recipe = load_recipe(sys.argv[1], sys.argv[2:])
+settings = {"rl": recipe.rl.model_dump(mode="json", exclude=launch._MAY_CHANGE)}
+if hasattr(launch, "in_first_form"):
+    settings = launch.in_first_form(settings, launch.RL_CHANGES)
+print(launch.sha256_of_json(settings))
+"""
+
+
+@needs_rl
+@pytest.mark.parametrize(
+    "prompts",
+    [
+        "rl.prompts={kind: builtin, count: 12}",
+        "rl.prompts={kind: file, path: problems.jsonl, answer_key: gold}",
+    ],
+)
+def test_an_rl_run_is_known_by_the_same_settings(old_code, tmp_path, prompts):
+    """What decides whether `octo rl` goes on from a folder's checkpoints."""
+    digests = []
+    for code in (old_code, ROOT):
+        words = [word for word in (*WIDER, "-s", RL, "-s", prompts) if word != "-s"]
+        environment = os.environ | {"PYTHONPATH": str(code)}
+        done = subprocess.run(
+            [sys.executable, "-c", _DIGEST, str(MINI), *words],
+            cwd=tmp_path, env=environment, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        digests.append(done.stdout.strip())
+    assert digests[0] == digests[1]
