@@ -39,8 +39,13 @@ wait "$steps" || status=$?
 if [ -n "$asked_to_stop" ]; then  # the first wait ended with the signal
   status=0
   wait "$steps" || status=$?
-  if [ ! -f "$OCTO_RUNS/${name:-$recipe}/stages/$stage/result.json" ] && [ "$status" -eq 0 ]; then
+fi
+if [ ! -f "$OCTO_RUNS/${name:-$recipe}/stages/$stage/result.json" ] && [ "$status" -eq 0 ]; then
+  if [ -n "$asked_to_stop" ]; then
     scontrol requeue "$SLURM_JOB_ID"
+  else  # the ranks were signalled and not this script: what depends on the stage must not start
+    echo "$stage was stopped before its end, and saved; submit it again to go on" >&2
+    status=75
   fi
 fi
 exit "$status"

@@ -1,6 +1,7 @@
 """What a person sees while a stage trains: a live line on a terminal, a line now and then in a log."""
 
 import time
+from contextlib import suppress
 from typing import Any
 
 from rich.console import Console
@@ -46,19 +47,22 @@ class Display:
             self.progress.update(self.task, completed=record["step"], line=line)
         elif time.monotonic() - self.last_line > LOG_SECONDS or record["step"] in (1, self.steps):
             self.last_line = time.monotonic()
-            self.console.print(
-                f"{self.stage} {record['step']:>6}/{self.steps}  {line}  left {self._left(record['step'])}",
-                soft_wrap=True,
-            )
+            self._print(f"{self.stage} {record['step']:>6}/{self.steps}  {line}  left {self._left(record['step'])}")
 
     def say(self, text: str) -> None:
         """A line of its own, above the live one."""
-        self.console.print(f"{self.stage}: {text}", soft_wrap=True)
+        self._print(f"{self.stage}: {text}")
+
+    def _print(self, text: str) -> None:
+        # a terminal or a pipe that is gone must not keep the checkpoint from being written; rich ends the process there
+        with suppress(OSError, SystemExit):
+            self.console.print(text, soft_wrap=True)
 
     def close(self) -> None:
         """End the live line."""
         if self.progress is not None:
-            self.progress.stop()
+            with suppress(OSError, SystemExit):
+                self.progress.stop()
 
     def _left(self, step: int) -> str:
         done = step - self.done_before

@@ -1,6 +1,7 @@
 """examples/midtrain.sh and `octo data prepare --executor slurm` on a real SLURM."""
 
 import json
+import shutil
 import time
 
 import pytest
@@ -8,7 +9,8 @@ import pytest
 from tests.support import MINI, ROOT, octo
 
 STEPS = 400
-LONGER = ["-s", f"stages.stable.tokens={STEPS * 512}", "-s", "parallel.data=auto"]
+SAVES = "train.checkpointing={every_steps: 5, keep: 3}"
+LONGER = ["-s", f"stages.stable.tokens={STEPS * 512}", "-s", "parallel.data=auto", "-s", SAVES]
 ONE_NODE = ["--nodes=1", "--ntasks-per-node=2", "--gpus-per-node=2", "--cpus-per-task=1", "--time=60"]
 
 
@@ -46,6 +48,7 @@ def test_a_stage_is_put_back_in_the_queue_and_its_branch_follows(cluster, submit
         assert time.monotonic() < end and cluster.state(stable) in ("PENDING", "RUNNING"), log_of(submit, "stable")
         time.sleep(0.1)
     assert cluster.state(decay) == "PENDING"
+    # after several saves of the same process
     cluster.run("scancel", "--batch", "--signal=USR1", stable)  # what SLURM sends before the time limit
     assert cluster.wait(stable) == "COMPLETED", log_of(submit, "stable")
     assert cluster.wait(decay) == "COMPLETED", log_of(submit, "decay")
@@ -53,6 +56,43 @@ def test_a_stage_is_put_back_in_the_queue_and_its_branch_follows(cluster, submit
     assert steps_of(submit.folder, "stable") == list(range(1, STEPS + 1))
     for stage in ("stable", "decay"):
         assert (submit.folder / f"runs/mini/stages/{stage}/result.json").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", ["TERM", "INT", "USR1"])
+def test_ranks_that_are_signalled_with_their_helpers_save(cluster, submit, number):
+    """`scancel` without --batch signals every process of the step. Submitted again, the stage goes on bit for bit."""
+    first = submit("stable")
+    end = time.monotonic() + 120
+    while len(steps_of(submit.folder, "stable")) < 20:
+        assert time.monotonic() < end and cluster.state(first) in ("PENDING", "RUNNING"), log_of(submit, "stable")
+        time.sleep(0.1)
+    cluster.run("scancel", f"--signal={number}", first)
+    assert cluster.wait(first) == "FAILED", log_of(submit, "stable")  # so that no branch follows
+    last = steps_of(submit.folder, "stable")[-1]
+    assert f"stopped at step {last} of {STEPS}" in log_of(submit, "stable")
+    assert "submit it again" in log_of(submit, "stable")
+    assert cluster.wait(submit("stable")) == "COMPLETED", log_of(submit, "stable")
+    assert steps_of(submit.folder, "stable") == list(range(1, STEPS + 1))
+    reference = submit.folder / "reference"
+    shutil.copytree(submit.folder / "runs/mini/data", reference / "runs/mini/data")
+    octo(
+        "train",
+        str(MINI),
+        "stable",
+        *LONGER,
+        "-s",
+        "parallel.data=2",
+        "--stop-after-step",
+        str(last + 5),
+        cwd=reference,
+    )
+    assert losses_of(submit.folder)[: last + 5] == losses_of(reference)
+
+
+def losses_of(folder):
+    path = folder / "runs/mini/stages/stable/metrics.jsonl"
+    return [json.loads(line)["loss"] for line in path.read_text().splitlines()]
 
 
 def test_a_stage_that_fails_takes_its_branch_with_it(cluster, submit):
