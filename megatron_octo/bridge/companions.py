@@ -67,8 +67,8 @@ class Companions:
             for name in names if folder is not None else ():
                 assert folder is not None
                 check_inside(folder, folder / name, ModelError)
-        if self.tokenizer is not None:
-            check_tokenizer(self.tokenizer, vocab_size)
+        if (sent := self.tokenizer or self.base) is not None:
+            check_tokenizer(sent, vocab_size)
 
 
 def copy_base(source: Path, folder: Path) -> None:

@@ -1,15 +1,17 @@
 """Whether a tokenizer fits a model: every token it can give has a row in the embedding. Nothing of it is run."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 from megatron_octo.errors import ModelError
-from megatron_octo.reading.json_text import read_json_object, shortened
+from megatron_octo.reading.json_text import json_kind, read_json_object, shortened
 from megatron_octo.runtime.links import check_inside
 
 TOKENIZER, CONFIG, SENTENCEPIECE = "tokenizer.json", "tokenizer_config.json", "tokenizer.model"
 _TABLES = ("vocab.json", "added_tokens.json")
 _MOST_BYTES = 64 << 20
+_NUMBER = re.compile(r"^[0-9]{1,18}$")
 _PIECE = 1
 """Number of the field of sentencepiece's ModelProto that holds a piece."""
 
@@ -47,12 +49,15 @@ def _tokens(folder: Path) -> list[tuple[int, str]]:
         found += [(number, name) for name, number in vocabulary.items()]
     elif isinstance(vocabulary, list) and vocabulary:  # Unigram: pairs of a piece and its score, in order
         found.append((len(vocabulary) - 1, str(vocabulary[-1])))
-    for token in whole.get("added_tokens") or []:
+    added = whole.get("added_tokens") or []
+    if not isinstance(added, list):
+        raise ModelError(f"{folder / TOKENIZER}: added_tokens is {json_kind(added)}, not a list; copy it again")
+    for token in added:
         found.append((_part(token, "id", folder / TOKENIZER), _part(token, "content", folder / TOKENIZER)))
-    added = _object(folder / CONFIG).get("added_tokens_decoder") or {}
-    if not isinstance(added, dict) or not all(number.isascii() and number.isdigit() for number in added):
+    numbered = _object(folder / CONFIG).get("added_tokens_decoder") or {}
+    if not isinstance(numbered, dict) or not all(_NUMBER.match(number) for number in numbered):
         raise ModelError(f"{folder / CONFIG}: added_tokens_decoder is no mapping of numbers; copy it again")
-    found += [(int(number), str(_part(token, "content", folder / CONFIG))) for number, token in added.items()]
+    found += [(int(number), str(_part(token, "content", folder / CONFIG))) for number, token in numbered.items()]
     for name in _TABLES:
         found += [(number, token) for token, number in _object(folder / name).items()]
     if not whole and (folder / SENTENCEPIECE).is_file():

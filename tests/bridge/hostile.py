@@ -47,3 +47,10 @@ def vouch(folder: Path) -> None:
         file = folder / record["path"]
         record |= {"bytes": file.stat().st_size, "sha256": sha256_of(file)}
     (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def forget(folder: Path, name: str) -> None:
+    """Take a file out of the manifest."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"] = [record for record in manifest["files"] if record["path"] != name]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
