@@ -5,7 +5,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -24,6 +23,8 @@ from datatrove.pipeline.base import PipelineStep
 from loguru import logger
 
 from megatron_octo.errors import DataError
+from megatron_octo.runtime.local_ray import start_local_ray
+from megatron_octo.runtime.processes import leave_with
 
 ExecutorName = Literal["local", "slurm", "ray"]
 _SLURM_NUMBERS = ("cpus_per_task", "mem_per_cpu_gb", "tasks_per_job", "max_array_size")
@@ -119,14 +120,7 @@ def _begin_worker(threads: int) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "true" if threads > 1 else "false"
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent answers Ctrl-C
     logger.disable("datatrove")
-    parent = os.getppid()
-    threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
-
-
-def _leave_with(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os._exit(1)
+    leave_with(os.getppid())
 
 
 def _run_rank(work: bytes, rank: int) -> None:
@@ -199,7 +193,11 @@ def _run_on_ray(steps: list[PipelineStep], tasks: int, workers: int, folder: Pat
     from datatrove.executor.ray import RayPipelineExecutor
 
     if not ray.is_initialized():
-        ray.init(address=options.get("address"), log_to_driver=False, logging_level="ERROR")
+        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+        if "address" in options:
+            ray.init(address=options["address"], **quiet)
+        else:
+            start_local_ray(**quiet)
     logger.disable("datatrove")
     try:
         job = RayPipelineExecutor(

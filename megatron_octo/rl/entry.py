@@ -9,8 +9,8 @@ import sys
 
 from megatron_octo.rl import hooks
 from megatron_octo.rl.environment import SLOTS, worker_environment
-from megatron_octo.rl.local_cluster import start_ray
 from megatron_octo.rl.session import VARIABLE, Session
+from megatron_octo.runtime.local_ray import start_local_ray
 
 _CPUS = 16
 """Cores that Ray is told of on the CPU: OpenRLHF's processes ask for one each and take turns."""
@@ -34,7 +34,7 @@ def main() -> None:
     else:
         # Ray takes GPUs that are not there at their word: on the CPU they are slots for OpenRLHF's processes
         slots = None if torch.cuda.is_available() else int(os.environ[SLOTS])
-        start_ray(slots, None if slots is None else _CPUS, runtime)
+        start_local_ray(runtime_env=runtime, num_gpus=slots, num_cpus=None if slots is None else _CPUS)
     sys.argv[0] = "train_ppo_ray"
     runpy.run_module("openrlhf.cli.train_ppo_ray", run_name="__main__", alter_sys=True)
     ray.shutdown()

@@ -19,12 +19,12 @@ from megatron_octo.recipe.versions import RL_CHANGES, in_first_form
 from megatron_octo.rl.arguments import OPENRLHF, command_line, gpus_of, options_of
 from megatron_octo.rl.driver import alone_in, running
 from megatron_octo.rl.environment import SLOTS, driver_environment
-from megatron_octo.rl.local_cluster import keep_on_this_machine
 from megatron_octo.rl.parser import check_command_line
 from megatron_octo.rl.prompts import Prompt, count_shared, prompt_rows, read_prompts, shared_with, short_enough
 from megatron_octo.rl.saved import publish_best, settle
 from megatron_octo.rl.session import Session
 from megatron_octo.runtime.files import sha256_of_json, write_json_atomically, write_text_atomically
+from megatron_octo.runtime.local_ray import keep_on_this_machine
 from megatron_octo.runtime.records import read_lines
 from megatron_octo.runtime.run_folder import RunFolder
 
