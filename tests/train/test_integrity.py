@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from megatron_octo.cli import main
 from megatron_octo.runtime.checkpoints import MANIFEST
 from tests.support import MINI, lines, octo
 
@@ -47,6 +48,19 @@ def train(folder, stage, *arguments, status=0):
     assert told.returncode == status, told.stdout + told.stderr
     assert "Traceback" not in told.stderr
     return told.stdout + told.stderr
+
+
+@pytest.fixture
+def refused(monkeypatch, capsys):
+    """What `octo train` says before it starts a rank."""
+
+    def run(folder, stage):
+        monkeypatch.chdir(folder)
+        monkeypatch.setattr("megatron_octo.train.run.run_module_as_ranks", lambda *_: pytest.fail("a rank was started"))
+        assert main(["train", str(MINI), stage]) == 2
+        return capsys.readouterr().err
+
+    return run
 
 
 def resume(folder, status=0):
@@ -98,34 +112,34 @@ def test_an_index_file_with_a_flipped_bit_is_made_again(copy):
 
 @pytest.mark.parametrize("step", [12, 17])
 @pytest.mark.parametrize("format", [1, 2])
-def test_a_manifest_of_another_step_than_its_folder(copy, step, format):
+def test_a_manifest_of_another_step_than_its_folder(copy, refused, step, format):
     path = unfinished(copy) / STAGE / "checkpoints/step-0000016" / MANIFEST
     content = json.loads(path.read_text()) | {"step": step, "format": format}
     path.write_text(json.dumps(content))
-    said = resume(copy, status=2)
+    said = refused(copy, "stable")
     assert (f"of step {step}, in a folder of step 16" if format == 1 else "altered since it was written") in said
 
 
 @pytest.mark.parametrize(("what", "to"), [("stage", "decay"), ("recipe", "other")])
-def test_a_checkpoint_that_was_put_elsewhere(copy, what, to):
+def test_a_checkpoint_that_was_put_elsewhere(copy, refused, what, to):
     path = unfinished(copy) / STAGE / "checkpoints/step-0000016" / MANIFEST
     content = json.loads(path.read_text()) | {what: to, "format": 1, "digest": None}
     path.write_text(json.dumps(content))
-    assert f"its manifest is of {what} {to!r}" in resume(copy, status=2)
+    assert f"its manifest is of {what} {to!r}" in refused(copy, "stable")
 
 
-def test_a_parent_that_was_trained_again(copy):
+def test_a_parent_that_was_trained_again(copy, refused):
     path = copy / STAGE / "checkpoints/step-0000020" / MANIFEST
     content = json.loads(path.read_text()) | {"wall_seconds": 1.0, "format": 1, "digest": None}
     path.write_text(json.dumps(content))
-    assert "branched off a checkpoint of 'stable' that is not there" in train(copy, "decay", status=2)
+    assert "branched off a checkpoint of 'stable' that is not there" in refused(copy, "decay")
 
 
 @pytest.mark.parametrize("name", ["lineage.json", "result.json"])
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"settings": 1}', "\x00\xff"])
-def test_records_of_a_stage_that_are_damaged(copy, name, text):
+def test_records_of_a_stage_that_are_damaged(copy, refused, name, text):
     (copy / STAGE / name).write_text(text)
-    said = train(copy, "stable", status=2)
+    said = refused(copy, "stable")
     assert name in said and ("restore it from a copy" in said or "run the same command again" in said)
 
 
