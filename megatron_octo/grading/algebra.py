@@ -21,7 +21,7 @@ _MIXED = re.compile(r"(?<![\w.}^])(\d+) ?\\frac\{(\d+)\}\{(\d+)\}")
 _RELATIONS = re.compile(r"\\equiv|\\approx|\\sim|=")
 _UNREADABLE = re.compile(
     r"\d \d|\d\{|(?:^|[-+*/(=])\{\d*\}[{\d]"  # numbers side by side, which the grammar would add
-    r"|\\text|\\begin|[\d}]_|\.\.|\\ldots|\\cdots|[^\x00-\x7f]|(?<!\\)%|[&'\"?@#]"
+    r"|\\text|\\begin|[\d)]_|\.\.|\\ldots|\\cdots|[^\x00-\x7f]|(?<!\\)%|[&'\"?@#]"
 )
 _FIRST_DIGITS, _LAST_DIGITS = 40, 1000
 _POINTS = 4

@@ -1,4 +1,4 @@
-"""Whatever a model writes, extraction and comparison raise nothing, end soon, and find gold answers equal to themselves."""
+"""Whatever a model writes, extraction and comparison raise nothing and end soon; an answer is equal to itself."""
 
 import time
 
@@ -16,10 +16,10 @@ from tests.grading.test_cases import CASES
 
 _PIECES = [
     *"0123456789xyznNkRe()[]{}|<>=,.;:!?%'\"~^_+-*/&$@# \n\t\\é√π∞−½²（，）５°∪",
-    "\\frac", "\\sqrt", "\\text{", "\\text{ cm}", "\\text{ or }", "\\boxed", "\\boxed{", "\\fbox{", "\\{", "\\}", "\\left(",
-    "\\right]", "\\pm", "\\cup", "\\infty", "\\le", "\\ne", "\\in", "\\circ", "\\sin", "\\log_", "\\sum_{k=1}^{9}", "\\int_0^1",
-    "\\binom{5}{2}", "\\begin{pmatrix}", "\\end{pmatrix}", "\\\\", "\\,", "\\quad", "\\cdot", "\\overline{", "10^{9}",
-    "99999999", " and ", " or ", "__import__('os')", "\\over", "\\mathbb{R}", "\\setminus",
+    "\\frac", "\\sqrt", "\\text{", "\\text{ cm}", "\\text{ or }", "\\boxed", "\\boxed{", "\\fbox{", "\\{", "\\}",
+    "\\left(", "\\right]", "\\pm", "\\cup", "\\infty", "\\le", "\\ne", "\\in", "\\circ", "\\sin", "\\log_", "\\over",
+    "\\sum_{k=1}^{9}", "\\int_0^1", "\\binom{5}{2}", "\\begin{pmatrix}", "\\end{pmatrix}", "\\\\", "\\,", "\\quad",
+    "\\cdot", "\\overline{", "\\mathbb{R}", "\\setminus", "10^{9}", "99999999", " and ", " or ", "__import__('os')",
 ]  # fmt: skip
 TEXT = st.lists(st.sampled_from(_PIECES), max_size=60).map("".join) | st.text(max_size=120)
 ANSWERS = st.sampled_from([case[1] for case in CASES if not case[1].startswith("R:")])
