@@ -79,7 +79,7 @@ def read_report(folder: Path, rank: int) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     report = read_json_object(path, DataError, "run `octo data prepare` again", needs=_REPORT)
-    numbers = [report[key] for key in ("rows", "documents", "tokens", "done")]
+    numbers = [report[key] for key in ("rows", *_PROGRESS)]
     if not all(type(number) is int and number >= 0 for number in numbers) or not all(
         isinstance(report[key], dict) for key in ("bad", "places", "lines", "contaminated")
     ):
@@ -94,6 +94,6 @@ def read_progress(folder: Path, rank: int) -> dict[str, Any] | None:
             progress = read_json_object(folder / name, DataError, needs=_PROGRESS)
         except DataError:  # a bar is no reason to stop
             continue
-        if all(type(progress[key]) is int for key in _PROGRESS):
+        if all(type(progress[key]) is int and progress[key] >= 0 for key in _PROGRESS):
             return progress
     return None

@@ -68,11 +68,11 @@ class _Source(Section):
 
 
 class JsonlSource(_Source):
-    """Local JSON lines; `.gz` and `.zst` are read as such."""
+    """Local JSON lines, one JSON list, or Parquet; compressed too. A file's first bytes say what it is."""
 
     kind: Literal["jsonl"]
     paths: list[str] = Field(min_length=1)
-    """Files or globs, relative to where `octo` is run."""
+    """Files or globs, relative to where `octo` is run. A file of exactly that name wins over the glob."""
     format: Format = TextFormat()
 
 
@@ -115,9 +115,9 @@ class EvaluationText(Section):
     """A file of evaluation problems whose text must not be in training data."""
 
     paths: list[str] = Field(min_length=1)
-    """JSON lines, or one JSON list or object."""
+    """Files such as those of a source; no globs."""
     fields: list[str] = Field(min_length=1)
-    """Fields whose text is protected (the question; the solution too, if you like)."""
+    """Fields whose text is protected (the question; the solution too, if you like). A dot steps into what is nested."""
 
 
 class Decontamination(Section):
