@@ -114,7 +114,7 @@ class Cluster:
         shown = self.run("scontrol", "show", "job", job, check=False)
         return next((word.partition("=")[2] for word in shown.split() if word.startswith("JobState=")), "GONE")
 
-    def wait(self, job: str, seconds: float = 120) -> str:
+    def wait(self, job: str, seconds: float = 300) -> str:
         """The state a job ends in."""
         end = time.monotonic() + seconds
         while (state := self.state(job)) in ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "REQUEUED"):
