@@ -86,14 +86,19 @@ def _prompt_of(row: Any, settings: PromptFile, render: Render) -> Prompt:
             field_of(row, key)
         except BadRow as reason:
             raise BadRow(f"{reason}{_seen(row)}; set {named_by}" if isinstance(row, dict) else str(reason)) from None
-    answer = gold_of(row, settings.answer_key, settings.answer_after)
+    chat: str | None = None
     if settings.chat:
         problem, chat = _chat_of(row, settings.prompt_key, render)
-        return Prompt(problem, answer, chat)
-    value = field_of(row, settings.prompt_key)
+    else:
+        problem = _problem_of(row, settings.prompt_key)
+    return Prompt(problem, gold_of(row, settings.answer_key, settings.answer_after), chat)
+
+
+def _problem_of(row: Any, key: str) -> str:
+    value = field_of(row, key)
     if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
-        raise BadRow(f"field {settings.prompt_key!r} is a chat, not text; set chat: true, or name a field of text")
-    return Prompt(text_of(row, settings.prompt_key), answer)
+        raise BadRow(f"field {key!r} is a chat, not text; set chat: true, or name a field of text")
+    return text_of(row, key)
 
 
 def _chat_of(row: Any, key: str, render: Render) -> tuple[str, str]:

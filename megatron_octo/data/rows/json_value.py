@@ -13,19 +13,31 @@ _LONGEST_INTEGER = 20
 TOO_LONG = f"longer than {MOST_ROW_BYTES >> 20} MiB"
 
 
-def parse_row(raw: bytes) -> Any:
-    """The value of a line.
-
-    NaN, infinities, huge numbers and halves of surrogate pairs are read, since they often stand in a field that the
-    recipe does not use; a field that is used is checked when it is.
-
-    Raises:
-        BadRow: it is not UTF-8, not JSON, or nested too deep.
-    """
+def row_or_reason(raw: bytes) -> Any:
+    """The value of a line, or the BadRow that says why there is none."""
     try:
-        return orjson.loads(raw)
+        return orjson.loads(raw)  # first here: it is done for every row of a corpus
     except orjson.JSONDecodeError:
         pass
+    try:
+        return _parse_leniently(raw)
+    except BadRow as reason:
+        return reason
+
+
+def is_blank(raw: bytes) -> bool:
+    """Whether a line holds nothing but spaces and a byte order mark."""
+    return not raw or raw.isspace() or (raw.startswith(BOM) and not raw[len(BOM) :].strip())
+
+
+def lenient_decoder() -> json.JSONDecoder:
+    """Python's own decoder: it reads NaN and halves of surrogate pairs. Integers beyond 64 bits become floats."""
+    return json.JSONDecoder(parse_int=_integer)
+
+
+def _parse_leniently(raw: bytes) -> Any:
+    # NaN, infinities, huge numbers and halves of surrogate pairs often stand in a field that the recipe does not use; a
+    # field that is used is checked when it is
     try:
         text = raw.removeprefix(BOM).decode()
     except UnicodeDecodeError:
@@ -36,24 +48,6 @@ def parse_row(raw: bytes) -> Any:
         raise BadRow("nested too deep") from None
     except ValueError:
         raise BadRow("not JSON") from None
-
-
-def row_or_reason(raw: bytes) -> Any:
-    """The value of a line, or the BadRow that says why there is none."""
-    try:
-        return parse_row(raw)
-    except BadRow as reason:
-        return reason
-
-
-def is_blank(raw: bytes) -> bool:
-    """Whether a line holds nothing but spaces and a byte order mark."""
-    return not raw or raw.isspace() or (raw.startswith(BOM) and is_blank(raw[len(BOM) :]))
-
-
-def lenient_decoder() -> json.JSONDecoder:
-    """Python's own decoder: it reads NaN and halves of surrogate pairs. Integers beyond 64 bits become floats."""
-    return json.JSONDecoder(parse_int=_integer)
 
 
 def _integer(digits: str) -> int | float:

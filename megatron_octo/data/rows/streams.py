@@ -5,8 +5,7 @@ import gzip
 import io
 import lzma
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
@@ -32,6 +31,7 @@ _XZ_MEMORY = 1 << 30
 _PACKED = 8 << 10
 """Bytes unpacked at a time. 8 KiB of Zstandard become 256 MiB at the very most, of xz and bzip2 what is asked for."""
 _BUFFER = 1 << 20
+_DAMAGE = (OSError, EOFError, zlib.error, lzma.LZMAError, zstandard.ZstdError)
 
 
 class Stream:
@@ -51,13 +51,26 @@ class Stream:
 
     def readline(self, most: int) -> bytes:
         """A line with its end, or its first `most` bytes."""
-        with _as_data_error(self.path):
-            return self._counted(self.file.readline(most))
+        try:
+            data = self.file.readline(most)
+        except _DAMAGE as error:
+            raise _damaged(self.path, error) from None
+        return data if self._most is None else self._counted(data)
 
     def read(self, most: int) -> bytes:
         """The next `most` bytes, fewer only at the end."""
-        with _as_data_error(self.path):
-            return self._counted(self.file.read(most))
+        try:
+            data = self.file.read(most)
+        except _DAMAGE as error:
+            raise _damaged(self.path, error) from None
+        return data if self._most is None else self._counted(data)
+
+    def peek(self) -> bytes:
+        """The next bytes of a packed file, up to HEAD_BYTES, which stay."""
+        try:
+            return self.file.peek(HEAD_BYTES)[:HEAD_BYTES]  # type: ignore[attr-defined,no-any-return]
+        except _DAMAGE as error:
+            raise _damaged(self.path, error) from None
 
     def _counted(self, data: bytes) -> bytes:
         self._given += len(data)
@@ -122,26 +135,20 @@ def unreadable(path: Path, error: Exception) -> DataError:
 
 
 def _check_inside(stream: Stream) -> None:
-    with _as_data_error(stream.path):
-        head = stream.file.peek(HEAD_BYTES)[:HEAD_BYTES]  # type: ignore[attr-defined]
-    container = container_of(head)
+    container = container_of(stream.peek())
     packing = f"{stream.container.name} of "
     check_readable(container, stream.path, packing)
     if container in COMPRESSED or container.name == "Parquet":
         raise DataError(f"{shown_path(stream.path)}: {packing}{container.name}, by its first bytes; unpack it once")
 
 
-@contextmanager
-def _as_data_error(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, EOFError, zlib.error, lzma.LZMAError, zstandard.ZstdError) as error:
-        if "too much memory" in str(error) or "Memory usage limit" in str(error):
-            raise DataError(
-                f"{shown_path(path)}: unpacking needs a larger window than {MOST_WINDOW_BYTES >> 20:,} MiB (xz: "
-                f"{_XZ_MEMORY >> 20:,} MiB of memory); pack it again with a smaller one"
-            ) from None
-        raise DataError(f"{shown_path(path)}: damaged or cut short ({error}); fetch the file again") from None
+def _damaged(path: Path, error: Exception) -> DataError:
+    if "too much memory" in str(error) or "Memory usage limit" in str(error):
+        return DataError(
+            f"{shown_path(path)}: unpacking needs a larger window than {MOST_WINDOW_BYTES >> 20:,} MiB (xz: "
+            f"{_XZ_MEMORY >> 20:,} MiB of memory); pack it again with a smaller one"
+        )
+    return DataError(f"{shown_path(path)}: damaged or cut short ({error}); fetch the file again")
 
 
 def _unpacked(container: Container, raw: IO[bytes]) -> IO[bytes]:
