@@ -49,7 +49,9 @@ class Companions:
 
         try:
             tokenizer = AutoTokenizer.from_pretrained(str(self.tokenizer), trust_remote_code=False)
-        except Exception as error:  # it raises many kinds, and Rust's panics
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # it raises many kinds, and a panic of its Rust code is no Exception at all
             said = shortened(" ".join(f"{error!r}".split()))
             raise ModelError(
                 f"{self.tokenizer}: transformers cannot read the tokenizer ({said}); mend it, or give another with "

@@ -84,7 +84,10 @@ def checked_export(folder: Path, way_out: str) -> str | None:
 
 def _record(folder: Path) -> ExportRecord:
     check_inside(folder, folder / RECORD, CheckpointError)
-    return read_record(folder / RECORD, ExportRecord, CheckpointError, "export it again with `octo export`")
+    try:
+        return read_record(folder / RECORD, ExportRecord, CheckpointError, "it says nothing of the export")
+    except CheckpointError as damaged:
+        raise CheckpointError(f"{damaged}; export it again with `octo export`") from None
 
 
 def _surplus(folder: Path, record: ExportRecord) -> list[str]:

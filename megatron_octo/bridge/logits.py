@@ -91,7 +91,9 @@ def _compare(hf: Path, megatron: Path) -> LogitsReport:
     load_weights(megatron, [ours])
     for parameter in ours.parameters():  # an export may have been rounded, and is to be compared with what it says
         parameter.data.copy_(parameter.to(folder.dtype).float())
-    theirs: Any = AutoModelForCausalLM.from_pretrained(hf, dtype=torch.float32, attn_implementation="eager")
+    theirs: Any = AutoModelForCausalLM.from_pretrained(
+        hf, dtype=torch.float32, attn_implementation="eager", trust_remote_code=False, use_safetensors=True
+    )
     theirs.to(device).eval()
     count, agreed, largest, largest_kl, is_finite = 0, 0, 0.0, 0.0, True
     for prompt in _prompts(hf, shape.vocab_size):
@@ -116,7 +118,7 @@ def _prompts(hf: Path, vocab_size: int) -> list[torch.Tensor]:
     if (hf / "tokenizer.json").is_file() or (hf / "tokenizer.model").is_file():
         from transformers import AutoTokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(str(hf))
+        tokenizer = AutoTokenizer.from_pretrained(str(hf), trust_remote_code=False)
         prompts += [torch.tensor(tokenizer(text)["input_ids"]) for text in PROMPTS]
     return prompts
 

@@ -4,8 +4,11 @@ import re
 from pathlib import Path
 from typing import Any
 
+import orjson
+
 from megatron_octo.errors import ModelError
-from megatron_octo.reading.json_text import json_kind, read_json_object, shortened
+from megatron_octo.reading.json_text import json_kind, shortened
+from megatron_octo.reading.text import read_text
 from megatron_octo.runtime.links import check_inside
 
 TOKENIZER, CONFIG, SENTENCEPIECE = "tokenizer.json", "tokenizer_config.json", "tokenizer.model"
@@ -68,7 +71,16 @@ def _tokens(folder: Path) -> list[tuple[int, str]]:
 
 
 def _object(path: Path) -> dict[str, Any]:
-    return read_json_object(path, ModelError) if path.is_file() else {}
+    """A JSON object; empty where there is no file. By orjson, since transformers writes 10^30 for "no limit"."""
+    if not path.is_file():
+        return {}
+    try:
+        value = orjson.loads(read_text(path, ModelError, _MOST_BYTES))
+    except orjson.JSONDecodeError as problem:
+        raise ModelError(f"{path}: not JSON ({shortened(str(problem))}); copy it again") from None
+    if not isinstance(value, dict):
+        raise ModelError(f"{path}: holds {json_kind(value)} where an object is expected; copy it again")
+    return value
 
 
 def _part(value: Any, key: str, path: Path) -> Any:

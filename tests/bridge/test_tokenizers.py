@@ -86,6 +86,11 @@ def test_a_published_kind_of_tokenizer(tmp_path):
         check_tokenizer(tmp_path, 3)
 
 
+def test_a_length_without_limit_as_transformers_writes_it(tmp_path):
+    write(tmp_path / "t", FORMS["vocabulary"](9) | {"tokenizer_config.json": {"model_max_length": int(1e30)}})
+    check_tokenizer(tmp_path / "t", 9)
+
+
 def test_code_of_a_tokenizer_is_neither_run_nor_copied(tmp_path):
     hf = make_model("llama-3.2", tmp_path / "hf")
     import_checkpoint(hf, tmp_path / "megatron", Parallel())
