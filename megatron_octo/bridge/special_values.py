@@ -42,7 +42,9 @@ class Rounding:
     """By tensor."""
     to_zero: dict[str, int] = field(default_factory=dict)
     largest_lost: float = 0.0
-    """Of the weights that became zero."""
+    """Of the weights that became zero, the one that is largest beside its tensor."""
+    beside: float = 1.0
+    """Root mean square of that tensor: what matters of a loss is its size beside the rest."""
 
     @property
     def infinities(self) -> int:
@@ -67,13 +69,17 @@ class Rounding:
                 self.to_inf[name] = count
             if count := int(torch.count_nonzero(wide)) - int(torch.count_nonzero(narrow)):
                 self.to_zero[name] = count
-                self.largest_lost = max(self.largest_lost, float(wide[narrow == 0].abs().max()))
+                lost = float(wide[narrow == 0].abs().max())
+                typical = float(torch.linalg.vector_norm(wide, dtype=torch.float32)) / wide.numel() ** 0.5
+                if lost * self.beside >= self.largest_lost * typical:
+                    self.largest_lost, self.beside = lost, typical
 
     def text(self) -> str:
         """The count in words; empty where there is nothing to count."""
         parts = [f"{self.infinities:,} weights became infinite"] if self.infinities else []
         if self.zeros:
-            parts.append(f"{self.zeros:,} other than 0 became 0 (the largest was {self.largest_lost:.2g})")
+            beside = f"the largest was {self.largest_lost:.2g}, in a tensor of about {self.beside:.2g}"
+            parts.append(f"{self.zeros:,} other than 0 became 0 ({beside})")
         return " and ".join(parts)
 
     def check(self, where: str, allow_inf: bool, allow_zero: bool) -> None:
