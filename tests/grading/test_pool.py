@@ -126,6 +126,7 @@ def expression(dice: random.Random, depth: int) -> str:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_thousand_hostile_answers_end_within_the_limit(graders):
     slowest = 0.0
     for text in hostile(1030):
