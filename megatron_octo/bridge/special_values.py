@@ -41,9 +41,11 @@ class Rounding:
     to_inf: dict[str, int] = field(default_factory=dict)
     """By tensor."""
     to_zero: dict[str, int] = field(default_factory=dict)
+    worst_share: float = 0.0
+    """Of the tensor that lost most of its weights to zero."""
     largest_lost: float = 0.0
-    """Of the weights that became zero, the one that is largest beside its tensor."""
-    beside: float = 1.0
+    """In that tensor."""
+    beside: float = 0.0
     """Root mean square of that tensor: what matters of a loss is its size beside the rest."""
 
     @property
@@ -67,18 +69,19 @@ class Rounding:
                 continue
             if not has_only_numbers(narrow) and (count := int((narrow.isinf() & wide.isfinite()).sum())):
                 self.to_inf[name] = count
-            if count := int(torch.count_nonzero(wide)) - int(torch.count_nonzero(narrow)):
+            left = int(torch.count_nonzero(narrow))
+            if left < narrow.numel() and (count := int(torch.count_nonzero(wide)) - left):
                 self.to_zero[name] = count
-                lost = float(wide[narrow == 0].abs().max())
-                typical = float(torch.linalg.vector_norm(wide, dtype=torch.float32)) / wide.numel() ** 0.5
-                if lost * self.beside >= self.largest_lost * typical:
-                    self.largest_lost, self.beside = lost, typical
+                if count / wide.numel() > self.worst_share:  # looked at a few times a model, since it takes time
+                    self.worst_share = count / wide.numel()
+                    self.largest_lost = float(wide[narrow == 0].abs().max())
+                    self.beside = float(torch.linalg.vector_norm(wide, dtype=torch.float32)) / wide.numel() ** 0.5
 
     def text(self) -> str:
         """The count in words; empty where there is nothing to count."""
         parts = [f"{self.infinities:,} weights became infinite"] if self.infinities else []
         if self.zeros:
-            beside = f"the largest was {self.largest_lost:.2g}, in a tensor of about {self.beside:.2g}"
+            beside = f"at worst up to {self.largest_lost:.2g}, in a tensor of about {self.beside:.2g}"
             parts.append(f"{self.zeros:,} other than 0 became 0 ({beside})")
         return " and ".join(parts)
 

@@ -80,7 +80,7 @@ class LengthLimit(Section):
 
 
 class Reward(Section):
-    r"""What a response earns. Right is decided by its last `\boxed{}`: by its text, then by math-verify."""
+    r"""What a response earns. Right is decided by its last `\boxed{}`, see docs/grading.md."""
 
     right: float = 1.0
     wrong: float = 0.0
@@ -90,7 +90,7 @@ class Reward(Section):
     truncated_penalty: NonNegativeFloat = 0.0
     """Taken off a response that was cut at its limit."""
     seconds: PositiveFloat = 5.0
-    """Longest time to compare one answer; then it is wrong."""
+    """CPU time to compare one answer; beyond it the answer is wrong, and said to have timed out."""
     processes: int = Field(default=2, gt=0, le=256)
 
 

@@ -21,7 +21,7 @@ def start_local_ray(**options: Any) -> None:
     127.0.0.1. `ray.init` replaces that address by one that other machines reach, which is left out here.
     """
     ray = import_module("ray")
-    services = import_module("ray._private.services")
+    services: Any = import_module("ray._private.services")
     services.resolve_ip_for_localhost = lambda host: host
     # "local": without it Ray joins whatever cluster runs on this machine
     ray.init("local", include_dashboard=False, _node_ip_address=ADDRESS, **options)

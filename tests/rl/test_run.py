@@ -33,7 +33,7 @@ def test_refusals_come_before_ray(exported, tmp_path):
     rows = tmp_path / "rows.json"
     rows.write_text('[{"problem": "1+1", "answer": "2"}]')
     prompts = f"rl.prompts={{kind: file, path: {rows}}}"
-    assert "row 1: no key 'prompt'" in refused(exported, "-s", prompts)
+    assert "no field 'prompt' (it has problem, answer); set prompt_key: row 1" in refused(exported, "-s", prompts)
     assert "rl.algorithm" in refused(exported, "-s", "rl.algorithm=grpo")
     alone = refused(exported, "-s", "rl.samples_per_prompt=1", "-s", "rl.micro_batch_size=4")
     assert "samples_per_prompt = 1: group_norm compares samples of one prompt" in alone
