@@ -285,7 +285,7 @@ VALUES = st.recursive(
     lambda below: st.lists(below, max_size=3) | st.dictionaries(st.sampled_from(["rope_type", "factor", "a"]), below),
     max_leaves=6,
 )
-FUZZ = settings(max_examples=150, deadline=5000, suppress_health_check=list(HealthCheck))
+FUZZ = settings(max_examples=150, deadline=20_000, suppress_health_check=list(HealthCheck))
 
 
 KEYS = (

@@ -156,7 +156,7 @@ VALUES = st.recursive(
 )
 
 
-@settings(max_examples=200, deadline=2000, suppress_health_check=list(HealthCheck))
+@settings(max_examples=200, deadline=20_000, suppress_health_check=list(HealthCheck))
 @given(st.sampled_from(["tokenizer.json", "tokenizer_config.json", "added_tokens.json", "tokenizer.model"]),
        VALUES | st.binary(max_size=40))  # fmt: skip
 def test_any_file_is_a_tokenizer_or_our_error(fuzzed, name, content):

@@ -182,7 +182,7 @@ def test_another_format(folder, text):
 PLAIN = pickle.dumps({"a": [1, (2.5, None, True)], "b": "text" * 5, "c": {"d": -(2**40)}})
 
 
-@settings(max_examples=300, deadline=2000, suppress_health_check=list(HealthCheck))
+@settings(max_examples=300, deadline=20_000, suppress_health_check=list(HealthCheck))
 @given(
     st.one_of(
         st.binary(max_size=200),
@@ -197,7 +197,7 @@ def test_any_bytes_are_a_value_or_our_error(data):
         read_records(data, "bytes")
 
 
-@settings(max_examples=150, deadline=2000, suppress_health_check=list(HealthCheck))
+@settings(max_examples=150, deadline=20_000, suppress_health_check=list(HealthCheck))
 @given(st.data())
 def test_altered_metadata_is_read_or_our_error(written, tmp_path_factory, data):
     whole = bytearray((written / ".metadata").read_bytes())

@@ -79,7 +79,7 @@ def test_an_archive_that_is_compressed_or_large(monkeypatch):
 WHOLE = saved(VALUE).getvalue()
 
 
-@settings(max_examples=150, deadline=2000, suppress_health_check=list(HealthCheck))
+@settings(max_examples=150, deadline=20_000, suppress_health_check=list(HealthCheck))
 @given(st.one_of(st.binary(max_size=100), st.tuples(st.integers(0, len(WHOLE) - 1), st.integers(0, 255))))
 def test_any_bytes_are_an_object_or_our_error(change):
     data = change if isinstance(change, bytes) else WHOLE[: change[0]] + bytes([change[1]]) + WHOLE[change[0] + 1 :]
