@@ -24,7 +24,7 @@ def alone_in(folder: Path) -> Iterator[int]:
     Raises:
         RuntimeSetupError: another process trains there.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
         try:
