@@ -103,7 +103,7 @@ def main() -> None:
     from vllm import LLM, SamplingParams
 
     asked = json.loads(options.prompts.read_text())
-    tokenizer = AutoTokenizer.from_pretrained(str(options.model))
+    tokenizer = AutoTokenizer.from_pretrained(str(options.model), trust_remote_code=False)
     special = asked["special_tokens"]
     tokens = [tokenizer(prompt, add_special_tokens=special)["input_ids"] for prompt in asked["prompts"]]
     engine = LLM(**_settings(options.model, max(map(len, tokens)), asked["max_tokens"]))

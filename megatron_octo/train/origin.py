@@ -5,6 +5,7 @@ from pathlib import Path
 
 from megatron_octo.bridge.base import is_imported
 from megatron_octo.errors import CheckpointError
+from megatron_octo.reading.json_text import validated
 from megatron_octo.recipe import BASE, Architecture, Recipe
 from megatron_octo.runtime.checkpoints import (
     MANIFEST,
@@ -111,7 +112,10 @@ def _check_base(recipe: Recipe, folder: Path, manifest: CheckpointManifest) -> N
 
 
 def _check_architecture(recipe: Recipe, folder: Path, manifest: CheckpointManifest) -> None:
-    if changed := recipe.model.architecture.differences(Architecture.model_validate(manifest.architecture)):
+    theirs = validated(
+        manifest.architecture, Architecture, f"{folder}: architecture", CheckpointError, "use another checkpoint"
+    )
+    if changed := recipe.model.architecture.differences(theirs):
         raise CheckpointError(
             f"{folder}: of another model than the recipe's: {'; '.join(changed)} there; "
             "restore model.architecture or use another run folder"

@@ -6,9 +6,8 @@ import pytest
 
 from megatron_octo.data.blend import BlendedSource, differences, fingerprint
 from megatron_octo.recipe.train import Guards
-from megatron_octo.runtime.records import keep_lines_until, read_lines
+from megatron_octo.runtime.records import as_ranges, keep_lines_until, missing_steps, read_lines
 from megatron_octo.train.guards import SpikeDetector
-from megatron_octo.train.loop import _ranges
 
 
 def test_a_spike_is_flagged_and_does_not_hide_the_next():
@@ -27,7 +26,7 @@ def test_few_losses_flag_nothing():
 
 
 def test_ranges_of_numbers():
-    assert _ranges([4, 5, 6, 9, 11, 12]) == "4-6, 9, 11-12"
+    assert as_ranges([4, 5, 6, 9, 11, 12]) == "4-6, 9, 11-12"
 
 
 def source(name, weight=1.0, digest="a"):
@@ -54,3 +53,12 @@ def test_a_torn_last_line_is_left_out_and_repeated_steps_are_dropped(tmp_path):
     assert [r["step"] for r in read_lines(path)] == [1, 2, 3]
     keep_lines_until(path, 2)
     assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
+
+
+def test_a_torn_line_drops_no_other(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\n{"ste\n\xff\xfe\n[1]\n{"step": 4}\n{"loss": 1}\n{"step": 5}\n')
+    found = keep_lines_until(path, 4)
+    assert [record["step"] for record in found.kept] == [1, 4] and found.torn == 3
+    assert missing_steps(found.kept, 6) == [2, 3, 5, 6]
+    assert path.read_text() == '{"step": 1}\n{"step": 4}\n'

@@ -43,7 +43,7 @@ def long_window(data, log=28):
 
 
 PACKED = {
-    "gzip": gzip.compress(RAW),
+    "gzip": gzip.compress(RAW, mtime=0),
     "gzip-members": gzip.compress(RAW[:HALF]) + gzip.compress(RAW[HALF:]),
     "zst": zst(RAW),
     "zst-checksum": zst(RAW, write_checksum=True),
