@@ -1,7 +1,6 @@
 """`octo`: the command line, thin. Each command loads what it needs, so that `octo --help` is instant."""
 
 import argparse
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from megatron_octo import __version__
 from megatron_octo.bridge.command import add_convert_commands
-from megatron_octo.errors import DataError, OctoError, explain_os_error
+from megatron_octo.errors import DataError, OctoError, RuntimeSetupError, explain_os_error
 
 if TYPE_CHECKING:
     from megatron_octo.recipe import Recipe
@@ -26,6 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     command: Command = options.command
     try:
+        _check_working_folder()
         return command(options)
     except OctoError as error:
         print(f"octo: {error}", file=sys.stderr)
@@ -38,6 +38,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("octo: interrupted; run the same command again to go on", file=sys.stderr)
         return 130
+
+
+def _check_working_folder() -> None:
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        raise RuntimeSetupError("the folder this was started in is gone; change to one that is there") from None
+
+
+def _whole_number(most: int) -> Callable[[str], int]:
+    """An argparse type: a number from 1 to `most`."""
+
+    def read(text: str) -> int:
+        if not (text.isascii() and text.isdecimal() and len(text) < 12 and 1 <= int(text) <= most):
+            raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a whole number from 1 to {most:,}")
+        return int(text)
+
+    return read
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -60,14 +78,16 @@ def _parser() -> argparse.ArgumentParser:
     train = commands.add_parser("train", parents=[recipe], help="train a stage, or all that are not done")
     train.add_argument("stage", nargs="*", help="stages (default: all, each after its parent)")
     train.add_argument("--accept-changes", action="store_true", help="resume although data order or settings changed")
-    train.add_argument("--stop-after-step", type=int, metavar="N", help="save and stop once step N is done")
+    train.add_argument(
+        "--stop-after-step", type=_whole_number(10**9), metavar="N", help="save and stop once step N is done"
+    )
     train.set_defaults(command=_train)
 
     data = commands.add_parser("data", help="check, prepare and verify corpora, look at samples")
     data_commands = data.add_subparsers(required=True, metavar="COMMAND")
     prepare = data_commands.add_parser("prepare", parents=[recipe], help="text to Megatron .bin/.idx")
     prepare.add_argument("--source", action="append", help="only this source (repeatable)")
-    prepare.add_argument("--workers", type=int, default=2, help="processes (default 2)")
+    prepare.add_argument("--workers", type=_whole_number(4096), default=2, help="processes (default 2)")
     prepare.add_argument("--executor", choices=("local", "slurm", "ray"), default="local")
     prepare.add_argument(
         "--executor-option", action="append", default=[], metavar="KEY=VALUE", help="for SLURM: partition=..., time=..."
@@ -110,12 +130,12 @@ def _parser() -> argparse.ArgumentParser:
     bench = commands.add_parser("bench", help="measure kernels against the field")
     logprob = bench.add_subparsers(required=True, metavar="COMMAND").add_parser("logprob", help="token log-probs")
     logprob.add_argument("--form", choices=("logits", "linear", "both"), default="both")
-    logprob.add_argument("--tokens", type=int, default=512)
-    logprob.add_argument("--vocabulary", type=int, default=128_256)
-    logprob.add_argument("--hidden", type=int, default=2048)
+    logprob.add_argument("--tokens", type=_whole_number(1 << 20), default=512)
+    logprob.add_argument("--vocabulary", type=_whole_number(1 << 24), default=128_256)
+    logprob.add_argument("--hidden", type=_whole_number(1 << 16), default=2048)
     logprob.add_argument("--dtype", choices=("bf16", "fp16", "fp32"), default="bf16")
-    logprob.add_argument("--rounds", type=int, default=7)
-    logprob.add_argument("--threads", type=int, help="on the CPU (default: all cores)")
+    logprob.add_argument("--rounds", type=_whole_number(10_000), default=7)
+    logprob.add_argument("--threads", type=_whole_number(4096), help="on the CPU (default: all cores)")
     logprob.add_argument("--json", type=Path)
     logprob.add_argument("--plot", type=Path, help="a PNG")
     logprob.set_defaults(command=_bench_logprob)
@@ -136,11 +156,11 @@ def _load(options: argparse.Namespace) -> tuple["Recipe", "RunFolder"]:
 
 
 def _train(options: argparse.Namespace) -> int:
+    from megatron_octo.runtime.rank import Rank, is_rank_already
     from megatron_octo.runtime.signals import listen_for_stop
 
     # where this process is a rank, a signal that comes while it loads is noted
-    stop = listen_for_stop() if "RANK" in os.environ or "SLURM_PROCID" in os.environ else None
-    from megatron_octo.runtime.groups import Rank
+    stop = listen_for_stop() if is_rank_already() else None
     from megatron_octo.train.run import train_stages
 
     try:

@@ -51,6 +51,8 @@ _WAYS_OUT = {
     errno.EACCES: "change its permissions, or name another folder",
     errno.EPERM: "change its permissions, or name another folder",
     errno.ENAMETOOLONG: "shorten it",
+    errno.ELOOP: "its links lead in a circle; correct them",
+    errno.EEXIST: "something else stands there; remove it, or name another folder",
     errno.ENOTDIR: "a part of this path is a file; correct it",
     errno.EISDIR: "name a file and not a folder",
     errno.EFBIG: "the file system takes no file of that size; name a folder on another disk",

@@ -71,7 +71,8 @@ def main() -> None:
 def build_loops(recipe: Recipe, steps: int) -> dict[str, Callable[[int], None]]:
     """The three loops, each taking a number of steps."""
     from megatron_octo.runtime.device import setup_device
-    from megatron_octo.runtime.groups import Rank, start_process_groups
+    from megatron_octo.runtime.groups import start_process_groups
+    from megatron_octo.runtime.rank import Rank
 
     device = setup_device(0)
     start_process_groups(Rank(0, 0, 1), recipe.parallel, device, recipe.seed)

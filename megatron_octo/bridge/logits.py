@@ -73,7 +73,8 @@ def _compare(hf: Path, megatron: Path) -> LogitsReport:
     from megatron_octo.recipe.train import TrainSection
     from megatron_octo.runtime.checkpoints import MANIFEST
     from megatron_octo.runtime.device import setup_device
-    from megatron_octo.runtime.groups import Rank, start_process_groups, stop_process_groups
+    from megatron_octo.runtime.groups import start_process_groups, stop_process_groups
+    from megatron_octo.runtime.rank import Rank
 
     # what the checkpoint itself says, where it does: a configuration that lost something must show as a difference
     folder = open_hf_folder(hf)

@@ -39,10 +39,10 @@ class Guards(Section):
     spike_deviations: PositiveFloat = 6.0
     """A loss so many standard deviations above the mean of `spike_window` steps is logged as a spike."""
     spike_window: int = Field(default=128, gt=0, le=1_000_000)
-    hang_factor: float = Field(default=10.0, ge=2.0)
+    hang_factor: float = Field(default=10.0, ge=2.0, le=1e6)
     """A step that takes so many times as long as the slowest of the recent ones has hung: the run ends, and each rank
     shows its stack."""
-    hang_seconds: float = Field(default=120.0, ge=1.0)
+    hang_seconds: float = Field(default=120.0, ge=1.0, le=1e6)
     """No step has hung before this. The first step, a save, a validation and a load may take ten times as long."""
 
 

@@ -2,7 +2,7 @@
 
 A run's settings are stored, or hashed, with the keys of the time it began. A key that was added since, and has its old
 value, makes no difference to what is trained; nor does a key that was removed and had only one value. In the first form
-the one is left out, and the other put back.
+added keys are left out, and retired ones put back.
 """
 
 from collections.abc import Iterator, Sequence

@@ -33,8 +33,10 @@ WORKERS = (
     "NCCL_SOCKET_IFNAME", "NCCL_IB_HCA", "NCCL_IB_DISABLE", "NCCL_IB_GID_INDEX", "NCCL_IB_TC", "NCCL_IB_SL",
     "NCCL_IB_TIMEOUT", "NCCL_IB_QPS_PER_CONNECTION", "NCCL_NET", "NCCL_NET_PLUGIN", "NCCL_NET_GDR_LEVEL",
     "NCCL_P2P_DISABLE", "NCCL_P2P_LEVEL", "NCCL_SHM_DISABLE", "NCCL_NVLS_ENABLE", "NCCL_CUMEM_ENABLE", "NCCL_ALGO",
+    "NCCL_IB_PKEY", "NCCL_NET_GDR_READ",
     "NCCL_PROTO", "NCCL_DEBUG", "NCCL_DEBUG_SUBSYS", "NCCL_TOPO_FILE", "NCCL_CROSS_NIC", "NCCL_BUFFSIZE",
-    "GLOO_SOCKET_IFNAME", "UCX_NET_DEVICES", "UCX_TLS",
+    "GLOO_SOCKET_IFNAME", "UCX_NET_DEVICES", "UCX_TLS", "FI_PROVIDER", "FI_EFA_USE_DEVICE_RDMA", "FI_EFA_FORK_SAFE",
+    "CUDA_DEVICE_ORDER",
 )  # fmt: skip
 """What every worker gets, wherever it runs."""
 _DRIVER = (
@@ -53,6 +55,14 @@ def driver_environment(environment: Mapping[str, str] = os.environ) -> dict[str,
 def worker_environment(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
     """The variables that Ray gives to every worker; they stand in its logs."""
     return _chosen(environment, (*WORKERS, *_more(environment)))
+
+
+def left_out(environment: Mapping[str, str] = os.environ) -> list[str]:
+    """Names of variables that steer networks and GPUs, and are not passed on."""
+    return sorted(name for name in environment.keys() - driver_environment(environment) if name.startswith(_STEERING))
+
+
+_STEERING = ("NCCL_", "GLOO_", "UCX_", "FI_", "CUDA_", "VLLM_", "DS_")
 
 
 def _more(environment: Mapping[str, str]) -> tuple[str, ...]:

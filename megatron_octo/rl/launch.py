@@ -18,7 +18,7 @@ from megatron_octo.recipe.rl import RlSection
 from megatron_octo.recipe.versions import RL_CHANGES, in_first_form
 from megatron_octo.rl.arguments import OPENRLHF, command_line, gpus_of, options_of
 from megatron_octo.rl.driver import alone_in, running
-from megatron_octo.rl.environment import SLOTS, driver_environment
+from megatron_octo.rl.environment import MORE, SLOTS, driver_environment, left_out
 from megatron_octo.rl.parser import check_command_line
 from megatron_octo.rl.prompts import Prompt, count_shared, prompt_rows, read_prompts, shared_with, short_enough
 from megatron_octo.rl.saved import publish_best, settle
@@ -234,6 +234,12 @@ def _settings_of(path: Path) -> Any:
 def _run(session: Session, words: list[str], slots: int, steps: int, stage: str, lock: int, console: Console) -> None:
     log = session.folder / "log.txt"
     environment = driver_environment() | session.to_environment() | {SLOTS: str(slots)}
+    if names := left_out():
+        console.print(
+            f"not passed on to OpenRLHF: {', '.join(names)}; name them in {MORE} if it needs them",
+            highlight=False,
+            soft_wrap=True,
+        )
     if session.rl.ray_address is None:
         keep_on_this_machine(environment)
     else:

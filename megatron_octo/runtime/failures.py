@@ -8,6 +8,7 @@ import os
 import sys
 import time
 import traceback
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -53,7 +54,10 @@ class RankFiles:
         """What the rank said, if it said anything."""
         if not self.failure.is_file():
             return None
-        return read_record(self.failure, Failure, RuntimeSetupError, "run the same command again")
+        try:
+            return read_record(self.failure, Failure, RuntimeSetupError, "run the same command again")
+        except RuntimeSetupError:  # cut short; the exit status is left
+            return None
 
 
 def rank_files(rank: int) -> RankFiles | None:
@@ -65,22 +69,27 @@ def rank_files(rank: int) -> RankFiles | None:
 def report_failure(error: Exception, rank: int) -> int:
     """Say why this rank ends, to the launcher or else on stderr. Returns the exit status to end with.
 
-    A message (an OctoError's, or of a failing disk) that all ranks have is printed by the first alone.
+    Without a launcher, an OctoError is printed by the first rank alone, since all ranks raise it; what one rank alone
+    can meet (its disk, its permissions) is printed by each.
     """
     told = str(error) if isinstance(error, OctoError) else explain_os_error(error)
-    is_message = told is not None
-    text = told if told is not None else "".join(traceback.format_exception(error))
-    exit_code = getattr(error, "exit_code", OctoError.exit_code if is_message else 1)
+    text = _printable(told if told is not None else "".join(traceback.format_exception(error)))
+    exit_code = getattr(error, "exit_code", 1 if told is None else OctoError.exit_code)
+    failure = Failure(at=time.time(), text=text, is_message=told is not None, exit_code=exit_code)
     files = rank_files(rank)
-    if files is None:
-        if not is_message:
-            print(text, file=sys.stderr, flush=True)
-        elif rank == 0:
-            print(f"octo: {text}", file=sys.stderr, flush=True)
-        return exit_code
-    failure = Failure(at=time.time(), text=text, is_message=is_message, exit_code=exit_code)
-    write_text_atomically(files.failure, failure.model_dump_json())
+    if files is not None:
+        with suppress(OSError):  # the disk may be the very reason
+            write_text_atomically(files.failure, failure.model_dump_json())
+            return exit_code
+    if told is None:
+        print(text, file=sys.stderr, flush=True)
+    elif rank == 0 or not isinstance(error, OctoError):
+        print(f"octo: {text}" if rank == 0 else f"octo: rank {rank}: {text}", file=sys.stderr, flush=True)
     return exit_code
+
+
+def _printable(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")
 
 
 def open_stacks(rank: int) -> TextIO:

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -12,42 +12,14 @@ from megatron_octo.errors import OctoError, RuntimeSetupError
 from megatron_octo.recipe import Parallel
 from megatron_octo.runtime.failures import rank_files
 from megatron_octo.runtime.loopback import bound_store, is_loopback, stay_on_loopback
+from megatron_octo.runtime.rank import Rank, read_port
 
 T = TypeVar("T")
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 """The last resort: `HangWatch` ends a rank that hangs long before."""
+_WORD_SECONDS = 5.0
 JOIN_TIMEOUT = timedelta(minutes=10)
 """How long the ranks wait for one another at the start."""
-
-
-@dataclass(frozen=True)
-class Rank:
-    """This process among all."""
-
-    rank: int
-    local_rank: int
-    world_size: int
-
-    @property
-    def is_first(self) -> bool:
-        """The rank that prints and writes single files."""
-        return self.rank == 0
-
-    @classmethod
-    def from_environment(cls) -> "Rank":
-        """Read torchrun's variables, else SLURM's, else a single process."""
-        if "RANK" in os.environ:
-            return cls(_number("RANK"), _number("LOCAL_RANK", 0), _number("WORLD_SIZE"))
-        if "SLURM_PROCID" in os.environ and _number("SLURM_NTASKS", 1) > 1:
-            return cls(_number("SLURM_PROCID"), _number("SLURM_LOCALID", 0), _number("SLURM_NTASKS"))
-        return cls(0, 0, 1)
-
-
-def _number(variable: str, default: int | None = None) -> int:
-    text = os.environ.get(variable, "" if default is None else str(default))
-    if not text.isdigit() or len(text) > 9:
-        raise RuntimeSetupError(f"${variable} = {text!r}: not a number of ranks; start ranks with torchrun or srun")
-    return int(text)
 
 
 def data_parallel_size(layout: Parallel, world_size: int) -> int:
@@ -116,10 +88,8 @@ def _store(rank: Rank) -> Any:
         stay_on_loopback()
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         return None
-    port = os.environ.get("MASTER_PORT", "")
-    if not port.isdigit() or not 0 < int(port) < 1 << 16:
-        raise RuntimeSetupError(f"MASTER_PORT = {port!r}: not a port; export a free one, the same on all ranks")
-    return bound_store(host, int(port), rank.world_size, is_master=rank.is_first, timeout=JOIN_TIMEOUT)
+    port = read_port("MASTER_PORT")
+    return bound_store(host, port, rank.world_size, is_master=rank.is_first, timeout=JOIN_TIMEOUT)
 
 
 def from_first_rank(make: Callable[[], T]) -> T:
@@ -140,9 +110,33 @@ def from_first_rank(make: Callable[[], T]) -> T:
     return value
 
 
-def any_rank(value: bool, device: torch.device) -> bool:
+def together(work: Callable[[], T], on_wait: Callable[[], None]) -> T:
+    """Do long work on every rank, each its own; an OctoError of one is raised on all. Every rank calls it.
+
+    While some rank is still at it, all of them exchange a word every few seconds: so none waits in a collective until
+    that times out, and `on_wait` can tell a watch that nothing hangs.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(work)
+        while any_rank(not _is_done(future)):
+            on_wait()
+    error = future.exception()
+    told: list[OctoError | None] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(told, error if isinstance(error, OctoError) else None)
+    for problem in told:
+        if problem is not None:
+            raise problem
+    return future.result()
+
+
+def _is_done(future: "Future[Any]") -> bool:
+    wait([future], timeout=_WORD_SECONDS)
+    return future.done()
+
+
+def any_rank(value: bool) -> bool:
     """Whether it is so on any rank. Every rank calls it."""
-    count = torch.tensor([float(value)], device=device)
+    count = torch.tensor([float(value)])  # on the CPU: gloo serves it beside NCCL
     torch.distributed.all_reduce(count)
     return bool(count.item() > 0)
 

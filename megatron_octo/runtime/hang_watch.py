@@ -11,6 +11,8 @@ from megatron_octo.recipe.train import Guards
 from megatron_octo.runtime.failures import open_stacks
 
 _RECENT = 64
+_LONGEST = 1e7
+"""Seconds; faulthandler's clock takes no more than fits its type."""
 _OTHER_WORK = 10.0
 """How many times `hang_seconds` the first step, a save, a validation or a load may take."""
 
@@ -57,4 +59,4 @@ class HangWatch:
         faulthandler.cancel_dump_traceback_later()
 
     def _arm(self, seconds: float) -> None:
-        faulthandler.dump_traceback_later(seconds, exit=True, file=self.file)
+        faulthandler.dump_traceback_later(min(seconds, _LONGEST), exit=True, file=self.file)

@@ -12,11 +12,6 @@ from megatron_octo.runtime.groups import data_parallel_size
 from megatron_octo.runtime.local_ranks import run_as_local_ranks
 
 
-def is_rank_already() -> bool:
-    """Whether torchrun or SLURM started this process as one rank of several."""
-    return "RANK" in os.environ or ("SLURM_PROCID" in os.environ and int(os.environ.get("SLURM_NTASKS", "1")) > 1)
-
-
 def ranks_on_this_machine(layout: Parallel) -> int:
     """How many ranks to start here: the layout's, or with `data: auto` as many replicas as there are GPUs for.
 

@@ -15,13 +15,14 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from megatron_octo.errors import RuntimeSetupError
 from megatron_octo.runtime.failures import VARIABLE, RankFiles
 from megatron_octo.runtime.loopback import stay_on_loopback
 from megatron_octo.runtime.signals import STOP_SIGNALS, stop_signals_blocked
 
 SAVE_SECONDS = 1800.0
 """How long ranks that were asked to stop may take over their step and their checkpoint."""
-_LAST_SECONDS = 15.0
+_SECONDS_AFTER_FAILURE = 15.0
 """How long the others may take to end by themselves, and to say why, once one rank has failed."""
 _POLL_SECONDS = 0.05
 _AGAIN = "run the same command again: it goes on from the last checkpoint"
@@ -33,7 +34,7 @@ def run_as_local_ranks(command: Sequence[str], world_size: int) -> int:
     A stop signal that comes here goes on to every rank, which saves and ends. Ranks print where this process prints;
     they meet in a file in a folder that only this user can read.
     """
-    with tempfile.TemporaryDirectory(prefix="octo-ranks-") as folder, _Forwarding() as forwarding:
+    with _private_folder() as folder, _Forwarding() as forwarding:
         with stop_signals_blocked():
             ranks = [_Rank.start(command, number, world_size, Path(folder)) for number in range(world_size)]
         try:
@@ -42,6 +43,15 @@ def run_as_local_ranks(command: Sequence[str], world_size: int) -> int:
             for rank in ranks:
                 rank.kill()
         return _status(ranks, forwarding)
+
+
+def _private_folder() -> "tempfile.TemporaryDirectory[str]":
+    try:
+        return tempfile.TemporaryDirectory(prefix="octo-ranks-")
+    except OSError as error:
+        raise RuntimeSetupError(
+            f"no temporary folder can be made ({error.strerror or error}); make room, or set TMPDIR to another place"
+        ) from None
 
 
 @dataclass
@@ -125,7 +135,9 @@ def _watch(ranks: Sequence[_Rank], forwarding: _Forwarding) -> None:
             deadline = time.monotonic() + SAVE_SECONDS
         forwarding.send_to(ranks)
         if not failed and any(rank.status for rank in ranks):
-            failed, deadline = True, time.monotonic() + _LAST_SECONDS
+            failed, deadline = True, time.monotonic() + _SECONDS_AFTER_FAILURE
+        if deadline is None and any(rank.status == 0 for rank in ranks):
+            deadline = time.monotonic() + SAVE_SECONDS  # the others are to end at about the same time
         if deadline is not None and time.monotonic() > deadline:
             return
         time.sleep(_POLL_SECONDS)
@@ -153,11 +165,10 @@ def _status(ranks: Sequence[_Rank], forwarding: _Forwarding) -> int:
     if ended := [rank for rank in ranks if rank.status and not rank.was_killed_here]:
         _say(f"rank {ended[0].number} ended with status {ended[0].status} and did not say why; {_AGAIN}")
         return ended[0].status or 1
-    if forwarding.first is not None:
-        if late := [str(rank.number) for rank in ranks if rank.was_killed_here]:
-            _say(f"rank {', '.join(late)} did not stop within {SAVE_SECONDS:.0f} s and was killed; {_AGAIN}")
-        return 128 + forwarding.first
-    return 0
+    if late := [str(rank.number) for rank in ranks if rank.was_killed_here]:
+        _say(f"rank {', '.join(late)} did not end within {SAVE_SECONDS:.0f} s and was killed; {_AGAIN}")
+        return 1 if forwarding.first is None else 128 + forwarding.first
+    return 0 if forwarding.first is None else 128 + forwarding.first
 
 
 def _killed(rank: _Rank) -> str:

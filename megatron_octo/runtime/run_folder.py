@@ -7,6 +7,7 @@ from importlib import metadata
 from pathlib import Path
 
 from megatron_octo.errors import RecipeError
+from megatron_octo.reading.text import shown_path
 from megatron_octo.recipe import Recipe, dump_recipe, load_recipe
 from megatron_octo.runtime.files import write_text_atomically
 
@@ -21,8 +22,17 @@ class RunFolder:
 
     @classmethod
     def of(cls, recipe: Recipe, runs: Path | None = None) -> "RunFolder":
-        """The folder of a recipe under `runs` (default: $OCTO_RUNS, else ./runs)."""
-        return cls((runs or Path(os.environ.get("OCTO_RUNS", "runs"))).absolute() / recipe.name)
+        """The folder of a recipe under `runs` (default: $OCTO_RUNS, else ./runs).
+
+        Raises:
+            RecipeError: a folder whose name is not UTF-8.
+        """
+        folder = (runs or Path(os.environ.get("OCTO_RUNS", "runs"))).absolute()
+        try:
+            str(folder).encode()
+        except UnicodeEncodeError:
+            raise RecipeError(f"--runs {shown_path(folder)}: not UTF-8; give a folder whose name is") from None
+        return cls(folder / recipe.name)
 
     @property
     def recipe(self) -> Path:

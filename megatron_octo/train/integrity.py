@@ -16,7 +16,8 @@ from megatron_octo.errors import CheckpointError
 from megatron_octo.recipe import Recipe
 from megatron_octo.runtime.checkpoints import MANIFEST, CheckpointManifest, files_below
 from megatron_octo.runtime.files import sha256_of_all
-from megatron_octo.runtime.groups import Rank
+from megatron_octo.runtime.groups import together
+from megatron_octo.runtime.rank import Rank
 from megatron_octo.runtime.run_folder import RunFolder
 
 
@@ -55,39 +56,41 @@ def data_files(recipe: Recipe, run: RunFolder, stage: str) -> list[RecordedFile]
     return found
 
 
-def damaged_files(files: Sequence[RecordedFile], rank: Rank, on_bytes: Callable[[int], None]) -> list[str]:
-    """What is wrong with which file, the same list on every rank. Every rank calls it, with the same files.
-
-    Args:
-        on_bytes: hears of every block that this rank hashes.
-    """
-    # the largest first, so that no rank ends with the largest alone
-    order = sorted(range(len(files)), key=lambda number: -files[number].bytes)
+def damaged_files(files: Sequence[RecordedFile]) -> list[str]:
+    """What is wrong with which file."""
     wrong, present = [], []
-    for file in (files[number] for number in order[rank.rank :: rank.world_size]):
+    for file in files:
         size = file.path.stat().st_size if file.path.is_file() else None
         if size != file.bytes:
             wrong.append(f"{file.path}: {'missing' if size is None else f'{size} bytes'}, not {file.bytes} bytes")
         else:
             present.append(file)
-    for file, digest in zip(present, sha256_of_all([file.path for file in present], on_bytes), strict=True):
+    for file, digest in zip(present, sha256_of_all([file.path for file in present]), strict=True):
         if digest != file.sha256:
             wrong.append(f"{file.path}: SHA-256 {digest[:12]}..., the manifest says {file.sha256[:12]}...")
-    gathered: list[list[str]] = [[] for _ in range(rank.world_size)]
-    torch.distributed.all_gather_object(gathered, wrong)
-    return sorted(line for part in gathered for line in part)
+    return wrong
 
 
 def verify_files(
-    files: Sequence[RecordedFile], rank: Rank, way_out: str, on_bytes: Callable[[int], None]
+    files: Sequence[RecordedFile], rank: Rank, way_out: str, on_wait: Callable[[], None]
 ) -> tuple[int, float]:
-    """Compare files with what is recorded of them. Every rank calls it. Returns the bytes hashed and the seconds taken.
+    """Compare files with what is recorded of them. Every rank calls it, with the same files.
+
+    Args:
+        on_wait: called every few seconds while some rank is at it.
+
+    Returns:
+        The bytes hashed, and the seconds that took.
 
     Raises:
         CheckpointError: naming each damaged file; on every rank.
     """
     start = time.monotonic()
-    if wrong := damaged_files(files, rank, on_bytes):
+    # the largest first, so that no rank ends with the largest alone
+    mine = sorted(files, key=lambda file: -file.bytes)[rank.rank :: rank.world_size]
+    gathered: list[list[str]] = [[] for _ in range(rank.world_size)]
+    torch.distributed.all_gather_object(gathered, together(lambda: damaged_files(mine), on_wait))
+    if wrong := sorted(line for part in gathered for line in part):
         shown = wrong[:12] + ([f"and {len(wrong) - 12} more"] if len(wrong) > 12 else [])
         raise CheckpointError("damaged files, which would be trained on:\n  " + "\n  ".join(shown) + f"\n{way_out}")
     return sum(file.bytes for file in files), time.monotonic() - start

@@ -8,8 +8,9 @@ from megatron_octo.bridge.base import check_base
 from megatron_octo.errors import ModelError, RecipeError, RuntimeSetupError
 from megatron_octo.recipe import Parallel, Recipe
 from megatron_octo.recipe.check import batch_problems
-from megatron_octo.runtime.groups import Rank, data_parallel_size
-from megatron_octo.runtime.launch import is_rank_already, ranks_on_this_machine
+from megatron_octo.runtime.groups import data_parallel_size
+from megatron_octo.runtime.launch import ranks_on_this_machine
+from megatron_octo.runtime.rank import Rank, is_rank_already
 from megatron_octo.runtime.run_folder import RunFolder
 from megatron_octo.train.agreement import check_agreement
 from megatron_octo.train.corpus import stage_sources, token_ids

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from megatron_octo.bridge.base import import_base
 from megatron_octo.recipe import BASE, Recipe
 from megatron_octo.recipe.tokens import format_tokens
-from megatron_octo.runtime.groups import Rank
-from megatron_octo.runtime.launch import is_rank_already, ranks_on_this_machine, run_module_as_ranks
+from megatron_octo.runtime.launch import ranks_on_this_machine, run_module_as_ranks
+from megatron_octo.runtime.rank import Rank, is_rank_already
 from megatron_octo.runtime.run_folder import RunFolder
 from megatron_octo.train.done import finished_result
 from megatron_octo.train.origin import find_origin

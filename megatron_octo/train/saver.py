@@ -25,7 +25,8 @@ from megatron_octo.runtime.checkpoints import (
     write_checkpoint_manifest,
 )
 from megatron_octo.runtime.files import sha256_of, sync, sync_tree
-from megatron_octo.runtime.groups import Rank, from_first_rank
+from megatron_octo.runtime.groups import from_first_rank, together
+from megatron_octo.runtime.rank import Rank
 from megatron_octo.train.results_queue import start_results_queue
 from megatron_octo.train.state import save_state
 
@@ -50,8 +51,22 @@ def _written(folder: Path) -> Iterator[None]:
 class CheckpointSaver:
     """Saves checkpoints of one stage. Every method is called on all ranks."""
 
-    def __init__(self, folder: Path, rank: Rank, settings: Checkpointing, keep_steps: list[int]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        rank: Rank,
+        settings: Checkpointing,
+        keep_steps: list[int],
+        on_wait: Callable[[], None],
+    ) -> None:
+        """Clear what interrupted saves left.
+
+        Args:
+            keep_steps: checkpoints that are never removed.
+            on_wait: called every few seconds while files are hashed.
+        """
         self.folder, self.rank, self.settings, self.keep_steps = folder, rank, settings, set(keep_steps)
+        self.on_wait = on_wait
         self.queue = AsyncCallsQueue()
         start_results_queue()
         if rank.is_first:
@@ -125,13 +140,16 @@ class CheckpointSaver:
         names = from_first_rank(lambda: files_below(partial))
         if not names:
             raise CheckpointError(f"{partial}: Megatron-Core wrote nothing; is the file system full or not shared?")
-        mine = [
-            FileRecord(path=name, bytes=(partial / name).stat().st_size, sha256=sha256_of(partial / name))
-            for name in names[self.rank.rank :: self.rank.world_size]
-        ]
+        mine = together(lambda: self._records_of(partial, names[self.rank.rank :: self.rank.world_size]), self.on_wait)
         gathered: list[list[FileRecord]] = [[] for _ in range(self.rank.world_size)]
         torch.distributed.all_gather_object(gathered, mine)
         return sorted((record for part in gathered for record in part), key=lambda record: record.path)
+
+    def _records_of(self, partial: Path, names: list[str]) -> list[FileRecord]:
+        return [
+            FileRecord(path=name, bytes=(partial / name).stat().st_size, sha256=sha256_of(partial / name))
+            for name in names
+        ]
 
     def _clear_old(self) -> None:
         passing = [step for step in complete_steps(self.folder) if step not in self.keep_steps]

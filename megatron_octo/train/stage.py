@@ -21,14 +21,15 @@ from megatron_octo.runtime.checkpoints import MANIFEST, CheckpointManifest, fold
 from megatron_octo.runtime.device import setup_device
 from megatron_octo.runtime.files import sha256_of, write_json_atomically
 from megatron_octo.runtime.groups import (
-    Rank,
     any_rank,
     data_parallel_size,
     from_first_rank,
     start_process_groups,
     stop_process_groups,
+    together,
 )
 from megatron_octo.runtime.hang_watch import HangWatch
+from megatron_octo.runtime.rank import Rank
 from megatron_octo.runtime.records import as_ranges, read_lines
 from megatron_octo.runtime.run_folder import RunFolder
 from megatron_octo.runtime.signals import StopRequest, listen_for_stop
@@ -65,14 +66,14 @@ def train_stage(recipe: Recipe, run: RunFolder, stage: str, options: StageOption
     device = setup_device(rank.local_rank, announce=rank.is_first)
     layout = recipe.layout(stage)
     data_parallel_size(layout, rank.world_size)
-    start_process_groups(rank, layout, device, recipe.seed)
     hang = HangWatch(recipe.train.guards, rank.rank)
     hang.other_work()
     try:
+        start_process_groups(rank, layout, device, recipe.seed)
         return _train(recipe, run, stage, options, rank, device, stop, hang)
     finally:
-        hang.stop()
         stop_process_groups()
+        hang.stop()
 
 
 def _train(
@@ -96,7 +97,7 @@ def _train(
     # 2. Where the weights come from; refused before anything is built
     origin = from_first_rank(lambda: find_origin(recipe, run, stage))
     if origin.kind == "base" and origin.folder is None:
-        from_first_rank(lambda: import_base(recipe, run, layout))
+        together(lambda: import_base(recipe, run, layout) if rank.is_first else None, hang.other_work)
         origin = from_first_rank(lambda: find_origin(recipe, run, stage))
     accepted = check_agreement(recipe, run, stage, origin, order, accept_changes=options.accept_changes)
     hashed = _verify_inputs(recipe, run, stage, origin, rank, hang)
@@ -141,7 +142,8 @@ def _train(
         stop_after_step=options.stop_after_step,
     )
     from_first_rank(lambda: hold_stage(run.stage(stage)))
-    saver = CheckpointSaver(run.checkpoints(stage), rank, train.checkpointing, recipe.branch_steps(stage))
+    keep = recipe.branch_steps(stage)
+    saver = CheckpointSaver(run.checkpoints(stage), rank, train.checkpointing, keep, hang.other_work)
     display = Display(stage, steps, progress.step) if rank.is_first else None
     writer = None
     if rank.is_first:
@@ -200,7 +202,7 @@ def _train(
 
     # 5. Train
     try:
-        if any_rank(stop.requested(), device):
+        if any_rank(stop.requested()):
             if display is not None:
                 display.say(f"stopped before step {progress.step + 1} of {steps}; run it again to go on")
             return False
@@ -228,17 +230,12 @@ def _train(
 
 def _verify_inputs(recipe: Recipe, run: RunFolder, stage: str, origin: Origin, rank: Rank, hang: HangWatch) -> str:
     """Hash what the stage starts from. Returns a line that says how much, and how long it took."""
-
-    def on_bytes(count: int) -> None:
-        del count
-        hang.other_work()  # while blocks come, nothing hangs
-
     data = from_first_rank(lambda: data_files(recipe, run, stage))
     size, seconds = verify_files(
         data,
         rank,
         f"restore them from a copy, or remove their folders and run `octo data prepare {recipe.name}`",
-        on_bytes,
+        hang.other_work,
     )
     if origin.folder is not None and origin.manifest is not None:
         folder, manifest = origin.folder, origin.manifest
@@ -247,7 +244,7 @@ def _verify_inputs(recipe: Recipe, run: RunFolder, stage: str, origin: Origin, r
             weights,
             rank,
             "restore the checkpoint from a copy, or remove its folder to go on from the one before",
-            on_bytes,
+            hang.other_work,
         )
         size, seconds = size + more[0], seconds + more[1]
     return f"{size / 1e9:.3g} GB of data and weights hashed in {seconds:.1f} s: as recorded"

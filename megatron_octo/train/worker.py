@@ -18,8 +18,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--stop-after-step", type=int)
     options = parser.parse_args(arguments)
     from megatron_octo.runtime.failures import report_failure
-    from megatron_octo.runtime.groups import Rank
     from megatron_octo.runtime.quiet import silence_library_warnings
+    from megatron_octo.runtime.rank import Rank
 
     silence_library_warnings()
     if isinstance(sys.stdout, io.TextIOWrapper):

@@ -13,7 +13,8 @@ CODE = """
 from megatron_octo.runtime.quiet import silence_library_warnings as q; q()
 import json, sys, torch
 from megatron_octo.runtime.device import setup_device
-from megatron_octo.runtime.groups import Rank, start_process_groups
+from megatron_octo.runtime.groups import start_process_groups
+from megatron_octo.runtime.rank import Rank
 from megatron_octo.recipe import Architecture, Parallel
 from megatron_octo.recipe.train import TrainSection
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM

@@ -10,7 +10,8 @@ from megatron_octo.runtime.quiet import silence_library_warnings as q; q()
 import sys, torch
 from megatron_octo.recipe import load_recipe
 from megatron_octo.runtime.device import setup_device
-from megatron_octo.runtime.groups import Rank, start_process_groups
+from megatron_octo.runtime.groups import start_process_groups
+from megatron_octo.runtime.rank import Rank
 recipe = load_recipe(sys.argv[1], ["train.optimizer.clip_grad=0"])
 device = setup_device(announce=False)
 start_process_groups(Rank(0, 0, 1), recipe.parallel, device, 1)

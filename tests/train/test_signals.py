@@ -185,3 +185,19 @@ def test_a_process_that_is_a_rank_itself(workplace):
     last = lines(stage / "metrics.jsonl")[-1]["step"]
     assert f"stopped at step {last} of" in log.read_text()
     assert complete_steps(stage / "checkpoints")[-1] == last
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_launcher_in_a_batch_script_is_no_rank(workplace, number):
+    """SLURM_PROCID is there with one task too. A signal before any rank is started ends `octo train`."""
+    folder = workplace("batch")
+    as_task = {"SLURM_PROCID": "0", "SLURM_NTASKS": "1"}
+    command = [sys.executable, "-m", "megatron_octo.cli", "train", str(MINI), "stable", "-s", LAYOUT[1]]
+    process = subprocess.Popen(
+        command, cwd=folder, env=os.environ | as_task, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    time.sleep(1.0)  # it imports
+    process.send_signal(number)
+    assert process.wait(SECONDS) != 0
+    assert not (folder / "runs/mini/stages/stable/metrics.jsonl").exists()
