@@ -2,11 +2,14 @@
 
 from pathlib import Path
 
+from megatron_octo.bridge.companions import check_companions
 from megatron_octo.bridge.config import architecture_of, read_config
 from megatron_octo.bridge.hf_folder import open_hf_folder
 from megatron_octo.bridge.import_hf import import_checkpoint
 from megatron_octo.bridge.place import check_place
+from megatron_octo.data.paths import is_folder
 from megatron_octo.errors import ModelError
+from megatron_octo.reading.text import expanded
 from megatron_octo.recipe import Parallel, Recipe
 from megatron_octo.recipe.model import ModelSection
 from megatron_octo.runtime.checkpoints import MANIFEST
@@ -26,7 +29,8 @@ def check_base(recipe: Recipe, run: RunFolder) -> None:
     """Refuse a base that cannot be imported, as far as that shows without its weights.
 
     Raises:
-        ModelError: no such model, another architecture than the recipe's, or tensors that are not those it should have.
+        ModelError: no such model, another architecture than the recipe's, companions that nobody could read, or tensors
+            that are not those it should have.
         RuntimeSetupError: no room for it.
     """
     name = recipe.model.base
@@ -37,6 +41,7 @@ def check_base(recipe: Recipe, run: RunFolder) -> None:
             f"model.base = {name!r} is not of model.architecture: {'; '.join(changed)} in its config.json; "
             "correct the recipe, or name the right base"
         )
+    check_companions(folder)
     if _is_local(recipe.model):
         check_place(run.base, open_hf_folder(folder).bytes)
 
@@ -58,14 +63,14 @@ def import_base(recipe: Recipe, run: RunFolder, layout: Parallel) -> None:
 
 
 def _is_local(model: ModelSection) -> bool:
-    return model.base is not None and Path(model.base).expanduser().is_dir()
+    return model.base is not None and is_folder(expanded(model.base, ModelError, "model.base"))
 
 
 def _found(model: ModelSection, patterns: tuple[str, ...]) -> Path:
     """The folder of the base: local, or fetched from the hub (what is in its cache is not fetched again)."""
     assert model.base is not None
     if _is_local(model):
-        return Path(model.base).expanduser()
+        return expanded(model.base, ModelError, "model.base")
     from huggingface_hub import snapshot_download
 
     try:

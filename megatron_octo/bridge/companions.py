@@ -8,6 +8,7 @@ from typing import Any
 
 from megatron_octo.bridge.config import CONFIG, read_config
 from megatron_octo.bridge.tokenizer_check import check_tokenizer
+from megatron_octo.data.tokenizer_file import read_object_leniently
 from megatron_octo.errors import ModelError
 from megatron_octo.reading.json_text import shortened
 from megatron_octo.runtime.links import check_inside
@@ -73,12 +74,26 @@ class Companions:
             check_tokenizer(sent, vocab_size)
 
 
+def check_companions(source: Path) -> None:
+    """Refuse companions of a Hugging Face model that nobody could read.
+
+    Raises:
+        ModelError: one that ends in .json is no JSON object, or is a link that leads out of its folder.
+    """
+    for name in _BASE:
+        path = source / name
+        if name.endswith(".json") and path.is_file():
+            check_inside(source, path, ModelError)
+            read_object_leniently(path, "a file beside the weights", ModelError)
+
+
 def copy_base(source: Path, folder: Path) -> None:
     """Copy a Hugging Face model's companions into a new folder.
 
     Raises:
-        ModelError: one of them is a link that leads out of its folder.
+        ModelError: as `check_companions`; or another is a link that leads out of its folder.
     """
+    check_companions(source)
     folder.mkdir()
     _copy(source, folder, _BASE)
 

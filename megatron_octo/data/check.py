@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from megatron_octo.data.decontaminate import protected_problems
 from megatron_octo.data.formats import Formatter
 from megatron_octo.data.hub import hub_error, open_hub
 from megatron_octo.data.inputs import find_inputs
@@ -19,7 +20,7 @@ from megatron_octo.data.rows.row import BadRow, fields_seen
 from megatron_octo.data.settings import known_sources, sources_in_use
 from megatron_octo.errors import OctoError
 from megatron_octo.recipe import Recipe
-from megatron_octo.recipe.data import BuiltinSource, HubSource, Source
+from megatron_octo.recipe.data import BuiltinSource, Decontamination, HubSource, Source
 
 ROWS = 20
 _SHOWN = 160
@@ -59,6 +60,8 @@ class Look:
 def check_sources(recipe: Recipe, sources: Sequence[str] | None, console: Console) -> bool:
     """Read and format the first rows of sources, and print what came of it. Whether each can be used.
 
+    So are the evaluation files read that the recipe's decontamination protects.
+
     Args:
         sources: names; None: those that some stage's mixture draws from.
 
@@ -86,7 +89,24 @@ def check_sources(recipe: Recipe, sources: Sequence[str] | None, console: Consol
         else f"{len(looks)} sources: all can be used, by their first rows",
         highlight=False,
     )  # fmt: skip
-    return not bad
+    return _check_protected(recipe.data.decontamination, console) and not bad
+
+
+def _check_protected(settings: Decontamination, console: Console) -> bool:
+    """Whether the evaluation files can be read, by their first rows; what is wrong with them is printed."""
+    if not settings.against:
+        return True
+    with console.status("evaluation files: first rows"):
+        problems = protected_problems(settings, ROWS)
+    for problem in problems:
+        console.print(problem, highlight=False, soft_wrap=True, markup=False)
+    count = sum(len(evaluation.paths) for evaluation in settings.against.values())
+    console.print(
+        f"{len(problems)} of {count} evaluation files cannot be used" if problems
+        else f"{count} evaluation files: all can be used, by their first rows",
+        highlight=False,
+    )  # fmt: skip
+    return not problems
 
 
 def look_at(name: str, source: Source) -> Look:

@@ -6,7 +6,8 @@ maths problems are.
 """
 
 import hashlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator, Sequence
+from contextlib import closing
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -19,10 +20,10 @@ from megatron_octo.data.corpora.problems import expressions_in
 from megatron_octo.data.ngrams import NGramIndex, NGramSearch
 from megatron_octo.data.rows.files import read_rows, regular_size
 from megatron_octo.data.rows.limits import MOST_SMALL_BYTES
-from megatron_octo.data.rows.row import BadRow, checked_text, field_of, fields_seen
+from megatron_octo.data.rows.row import BadRow, checked_text, field_of, fields_seen, kind_of
 from megatron_octo.data.tally import Tally
 from megatron_octo.errors import DataError
-from megatron_octo.reading.text import shown_path
+from megatron_octo.reading.text import expanded, shown_path
 from megatron_octo.recipe.data import Decontamination, EvaluationText
 from megatron_octo.runtime.files import sha256_of
 
@@ -68,9 +69,25 @@ def read_protected(settings: Decontamination) -> dict[str, Sequence[str]]:
         DataError: a file is missing, too large, damaged, or not one of rows; or a row lacks a field.
     """
     return {
-        name: [text for path in evaluation.paths for text in _texts(name, Path(path).expanduser(), evaluation)]
+        name: [text for path in evaluation.paths for text in _texts(name, path, evaluation)]
         for name, evaluation in settings.against.items()
     }
+
+
+def protected_problems(settings: Decontamination, rows: int) -> list[str]:
+    """What is wrong with evaluation files, by their first rows; nothing where all can be used."""
+    problems = []
+    for name, evaluation in settings.against.items():
+        for path in evaluation.paths:
+            try:
+                with closing(_texts(name, path, evaluation)) as texts:
+                    for _ in islice(texts, rows):
+                        pass
+            except DataError as error:
+                key = f"data.decontamination.against.{name}"
+                said = str(error)
+                problems.append(said if said.startswith(key) else f"{key}: {said}")
+    return problems
 
 
 def protected_digest(settings: Decontamination) -> dict[str, list[str]]:
@@ -80,7 +97,7 @@ def protected_digest(settings: Decontamination) -> dict[str, list[str]]:
         DataError: a file is missing.
     """
     return {
-        name: [sha256_of(_existing(name, Path(path).expanduser())) for path in evaluation.paths]
+        name: [sha256_of(_existing(name, path)) for path in evaluation.paths]
         for name, evaluation in settings.against.items()
     }
 
@@ -90,8 +107,9 @@ def text_digest(texts: Sequence[str]) -> str:
     return hashlib.sha256("\0".join(texts).encode()).hexdigest()
 
 
-def _existing(name: str, path: Path) -> Path:
+def _existing(name: str, named: str) -> Path:
     key = f"data.decontamination.against.{name}.paths"
+    path = expanded(named, DataError, key)
     try:
         if not path.exists():
             raise DataError(f"{key}: {shown_path(path)} does not exist; correct it, or take {name!r} out")
@@ -104,9 +122,9 @@ def _existing(name: str, path: Path) -> Path:
     return path
 
 
-def _texts(name: str, path: Path, evaluation: EvaluationText) -> Iterator[str]:
-    key, number = f"data.decontamination.against.{name}", 0
-    for number, row in read_rows(_existing(name, path), evaluation.fields):
+def _texts(name: str, named: str, evaluation: EvaluationText) -> Generator[str]:
+    key, path, number = f"data.decontamination.against.{name}", _existing(name, named), 0
+    for number, row in read_rows(path, evaluation.fields):
         if isinstance(row, BadRow):
             raise DataError(f"{key}: item {number} of {path}: {row}; correct the file")
         for field in evaluation.fields:
@@ -126,7 +144,7 @@ def _protected(row: Any, field: str) -> list[str]:
     texts = value if isinstance(value, list) else [value]
     for text in texts:
         if not isinstance(text, str):
-            raise BadRow(f"it is {type(text).__name__}")
+            raise BadRow(f"it is {kind_of(text)}")
         if text.strip():
             checked_text(text, field)
     return texts

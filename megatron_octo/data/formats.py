@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from megatron_octo.data.rows.limits import MOST_ROW_BYTES
-from megatron_octo.data.rows.row import BadRow, Row, field_of, text_of
+from megatron_octo.data.rows.row import BadRow, Row, field_of, kind_of, text_of
 from megatron_octo.errors import DataError
 from megatron_octo.recipe.data import Format, InstructionFormat, LongCotFormat, QuestionAnswerFormat, TextFormat
 
@@ -117,7 +117,7 @@ def messages_of(row: Any, field: str) -> list[tuple[str, Row]]:
         # in Parquet a message has the keys of all messages, and nothing in those that are not its own
         role = message.get("from", "") if message.get("role") is None else message["role"]
         if not isinstance(role, str):
-            raise BadRow(f"a message in {field!r} has a role that is {type(role).__name__}, not text")
+            raise BadRow(f"a message in {field!r} has a role that is {kind_of(role)}, not text")
         found.append((role, message))
     return found
 

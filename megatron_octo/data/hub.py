@@ -2,17 +2,18 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from datatrove.data import Document, DocumentsPipeline
 from datatrove.pipeline.readers.huggingface import HuggingFaceDatasetReader
 
 from megatron_octo.data.formats import Formatter
+from megatron_octo.data.paths import is_folder
 from megatron_octo.data.rows.parquet import first_line
 from megatron_octo.data.rows.row import BadRow, has_field
 from megatron_octo.data.tally import Tally
 from megatron_octo.errors import DataError, OctoError
+from megatron_octo.reading.text import expanded
 from megatron_octo.recipe.data import HubSource
 
 _MOST_TASKS = 256
@@ -49,8 +50,9 @@ def open_hub(name: str, source: HubSource) -> HubData:
 
     _check_ends()
     options: dict[str, Any] = {"name": source.subset, "data_dir": source.data_dir, "split": source.split}
-    is_local = Path(source.dataset).expanduser().is_dir()
-    dataset = str(Path(source.dataset).expanduser()) if is_local else source.dataset
+    folder = expanded(source.dataset, DataError, f"data.sources.{name}.dataset")
+    is_local = is_folder(folder)
+    dataset = str(folder) if is_local else source.dataset
     info: Any = None
     try:
         if not is_local:

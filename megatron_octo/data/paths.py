@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_octo.errors import DataError
-from megatron_octo.reading.text import shown_path
+from megatron_octo.reading.text import expanded, shown_path
 
 
 def input_files(key: str, patterns: Sequence[str]) -> list[Path]:
@@ -23,7 +23,7 @@ def input_files(key: str, patterns: Sequence[str]) -> list[Path]:
     for pattern in patterns:
         try:
             found |= dict.fromkeys(_matches(key, pattern))
-        except (OSError, RuntimeError, ValueError) as error:  # a name too long, a folder not to be entered, `~nobody`
+        except (OSError, ValueError) as error:  # a name too long, a folder not to be entered
             reason = error.strerror if isinstance(error, OSError) else error
             raise DataError(
                 f"{key}: {shown_path(Path(pattern))} cannot be looked for ({reason}); correct the path"
@@ -38,6 +38,14 @@ def input_files(key: str, patterns: Sequence[str]) -> list[Path]:
     return list(found)
 
 
+def is_folder(path: Path) -> bool:
+    """Whether a folder is there; what can be no path (a name too long) is none."""
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
+        return False
+
+
 def _is_unicode(path: Path) -> bool:
     try:
         str(path).encode()
@@ -47,7 +55,7 @@ def _is_unicode(path: Path) -> bool:
 
 
 def _matches(key: str, pattern: str) -> list[Path]:
-    path = Path(pattern).expanduser()
+    path = expanded(pattern, DataError, key)
     if path.is_dir():
         raise DataError(f"{key}: {shown_path(path)} is a folder; name the files in it, for example {str(path / '*')!r}")
     matches = sorted(path for path in map(Path, glob.glob(_as_glob(path), recursive=True)) if path.is_file())

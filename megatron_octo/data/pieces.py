@@ -9,7 +9,7 @@ from pathlib import Path
 
 from megatron_octo.data.rows.files import Piece, Shape, shape_of
 from megatron_octo.data.rows.parquet import open_parquet
-from megatron_octo.data.rows.row import has_field
+from megatron_octo.data.rows.row import fields_seen, has_field
 from megatron_octo.errors import DataError
 from megatron_octo.recipe.data import JsonlSource, ParquetSource
 
@@ -58,8 +58,9 @@ def _row_groups(name: str, path: Path, fields: Sequence[str], size: int) -> Iter
         metadata, columns = file.metadata, file.schema_arrow.names
     if missing := [field for field in fields if not has_field(columns, field)]:
         close = difflib.get_close_matches(missing[0], columns, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(columns)}"
-        raise DataError(f"data.sources.{name}.format: {path} has no field {missing[0]!r}; {hint}")
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        seen = fields_seen(dict.fromkeys(columns))
+        raise DataError(f"data.sources.{name}.format: {path} has no field {missing[0]!r}; it has {seen}{hint}")
     start, weight = 0, 0
     for group in range(metadata.num_row_groups):
         weight += metadata.row_group(group).total_byte_size

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any, cast
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
+from megatron_octo.data.paths import is_folder
 from megatron_octo.data.rows.parquet import first_line
 from megatron_octo.data.tokenizer_file import read_object_leniently, read_tokenizer_file, without_limits
 from megatron_octo.errors import DataError, OctoError
 from megatron_octo.reading.json_text import read_json
-from megatron_octo.reading.text import shown_path
+from megatron_octo.reading.text import expanded, shown_path
 from megatron_octo.recipe.model import ModelSection
 from megatron_octo.runtime.files import sha256_of, write_json_atomically
 
@@ -37,7 +38,8 @@ def load_tokenizer(model: ModelSection, folder: Path) -> "PreTrainedTokenizerFas
     """
     beside = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
     origin = {"tokenizer": model.tokenizer, "revision": model.tokenizer_revision}
-    is_local = model.tokenizer == BUILTIN or _is_folder(model.tokenizer)
+    local = expanded(model.tokenizer, DataError, "model.tokenizer")
+    is_local = model.tokenizer == BUILTIN or is_folder(local)
     if not is_local and _origin_of(folder) == origin:
         return _opened(model, folder)
     shutil.rmtree(beside, ignore_errors=True)
@@ -46,7 +48,7 @@ def load_tokenizer(model: ModelSection, folder: Path) -> "PreTrainedTokenizerFas
         if model.tokenizer == BUILTIN:
             _save(bytes_tokenizer(), beside, model.end_of_document)
         elif is_local:
-            _copy(Path(model.tokenizer).expanduser(), beside, model)
+            _copy(local, beside, model)
         else:
             _copy(_fetched(model), beside, model)
         write_json_atomically(beside / _ORIGIN, origin)
@@ -108,13 +110,6 @@ def _save(tokenizer: Tokenizer, folder: Path, end_of_document: str) -> None:
     known = {"eos_token": end_of_document, "pad_token": pad} if tokenizer.token_to_id(end_of_document) else {}
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **known)
     fast.save_pretrained(str(folder))
-
-
-def _is_folder(name: str) -> bool:
-    try:
-        return Path(name).expanduser().is_dir()
-    except (OSError, RuntimeError, ValueError):  # too long a name, `~nobody`, a NUL
-        return False
 
 
 def _copy(source: Path, folder: Path, model: ModelSection) -> None:

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 from megatron_octo.data.rows.json_value import row_or_reason
 from megatron_octo.data.rows.parquet import first_line
 from megatron_octo.data.rows.row import BadRow
-from megatron_octo.errors import DataError
+from megatron_octo.errors import DataError, OctoError
 from megatron_octo.reading.json_text import json_kind
 from megatron_octo.reading.text import read_text, shown_path
 
@@ -52,16 +52,16 @@ def read_tokenizer_file(path: Path, key: str) -> Tokenizer:
     return without_limits(tokenizer)
 
 
-def read_object_leniently(path: Path, key: str) -> dict[str, Any]:
+def read_object_leniently(path: Path, key: str, error: type[OctoError] = DataError) -> dict[str, Any]:
     """A JSON object such as tokenizer_config.json, where transformers writes 10^30 as the largest length.
 
     Raises:
-        DataError: the file is missing, too large, or no JSON object.
+        OctoError: of type `error`, where the file is missing, too large, or no JSON object.
     """
-    value = row_or_reason(read_text(path, DataError).encode())
+    value = row_or_reason(read_text(path, error).encode())
     if not isinstance(value, dict):
         what = f"is {value}" if isinstance(value, BadRow) else f"holds {json_kind(value)}, not an object"
-        raise DataError(f"{key}: {shown_path(path)} {what}; copy it again")
+        raise error(f"{key}: {shown_path(path)} {what}; copy it again")
     return value
 
 

@@ -41,6 +41,25 @@ def read_text(path: Path, error: type[OctoError], most_bytes: int = MOST_BYTES) 
         raise error(f"{path}: not UTF-8 at byte {problem.start}; save it as UTF-8, or copy it again") from None
 
 
+def expanded(path: str | Path, error: type[OctoError], key: str = "") -> Path:
+    """A path in which `~` and `~user` are the home folders that they stand for.
+
+    Args:
+        key: the setting that holds it, for messages.
+
+    Raises:
+        OctoError: of type `error`, where there is no such user.
+    """
+    try:
+        return Path(path).expanduser()
+    except (RuntimeError, ValueError):  # no such user; a NUL in the name
+        where = f"{key}: " if key else ""
+        raise error(
+            f"{where}{shown_path(Path(path))}: `~` begins it, and no user of that name has a home folder here; correct "
+            "the name, or write the whole path"
+        ) from None
+
+
 def shown_path(path: Path) -> str:
     """A path for a message: shortened where it is very long, with what cannot be printed escaped."""
     text = str(path)

@@ -1,19 +1,19 @@
 """What RL did, on one page: accuracy, response length, entropy and mismatch, over rollout steps."""
 
+import math
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from megatron_octo.errors import DataError
-from megatron_octo.reading.json_text import read_json_object
+from megatron_octo.reading.json_text import read_record
 from megatron_octo.report.curves import save_figure
+from megatron_octo.report.models import Count, Record, RlHeldoutResult, Value
 from megatron_octo.report.panels import INK, MUTED, style
+from megatron_octo.report.rows import read_rows
 from megatron_octo.report.smooth import smoothed
-from megatron_octo.report.summary import RL_HELDOUT_KEYS
-from megatron_octo.runtime.records import read_lines
 from megatron_octo.runtime.run_folder import RunFolder
 
 _BLUE, _ORANGE, _GREEN, _GREY = "#0072b2", "#d55e00", "#009e73", "#8a8a8a"
@@ -36,21 +36,41 @@ _PANELS: tuple[tuple[str, Lines], ...] = (
 )  # fmt: skip
 
 
+class RolloutRow(Record):
+    """One rollout step, from metrics.jsonl. A step without right responses has no length of them, and so on."""
+
+    step: Count
+    accuracy: Value = math.nan
+    truncated_share: Value = math.nan
+    response_length: Value = math.nan
+    response_length_right: Value = math.nan
+    response_length_p90: Value = math.nan
+    response_limit: Value = math.nan
+    entropy: Value = math.nan
+    mismatch_mean: Value = math.nan
+    mismatch_far_share: Value = math.nan
+
+
 def draw_rl_curves(run: RunFolder, stage: str) -> Path | None:
-    """Draw `rl/<stage>/curves.png` from its metrics; None where no step was made."""
+    """Draw `rl/<stage>/curves.png` from its metrics; None where no step was made.
+
+    Raises:
+        DataError: heldout.json is not what its writer leaves.
+    """
     folder = run.reinforced(stage)
-    records = read_lines(folder / "metrics.jsonl")
-    if not records:
+    rows = read_rows(folder / "metrics.jsonl", RolloutRow)
+    if not rows:
         return None
     result = folder / "heldout.json"
-    held = read_json_object(result, DataError, "move it away", RL_HELDOUT_KEYS) if result.is_file() else None
+    way_out = "remove it and run `octo rl` again"
+    held = read_record(result, RlHeldoutResult, DataError, way_out) if result.is_file() else None
     figure = Figure(figsize=(11.0, 6.8), dpi=150, facecolor="white")
     grid = figure.subplots(2, 2, sharex=True)
     for axes, (title, lines) in zip(grid.flat, _PANELS, strict=True):
         style(axes)
         axes.set_title(title, loc="left", fontsize=11, color=INK, pad=6)
         for metric, label, colour in lines:
-            _draw(axes, records, metric, label, colour)
+            _draw(axes, rows, metric, label, colour)
         if axes.get_legend_handles_labels()[1]:
             axes.legend(frameon=False, fontsize=9, labelcolor=INK)
         axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
@@ -59,16 +79,16 @@ def draw_rl_curves(run: RunFolder, stage: str) -> Path | None:
     figure.suptitle(f"RL from {stage}", x=0.06, y=0.975, ha="left", fontsize=15, fontweight="bold", color=INK)
     if held is not None:
         text = (
-            f"greedy, {held['problems']} held-out problems: {held['accuracy_before']:.1%} before, "
-            f"{held['accuracy_after']:.1%} after"
+            f"greedy, {held.problems} held-out problems: {held.accuracy_before:.1%} before, "
+            f"{held.accuracy_after:.1%} after"
         )
         figure.text(0.98, 0.955, text, ha="right", fontsize=10.5, color=MUTED)
     figure.subplots_adjust(left=0.06, right=0.98, top=0.88, bottom=0.08, hspace=0.24, wspace=0.14)
     return save_figure(figure, folder / "curves.png")
 
 
-def _draw(axes: Axes, records: list[dict[str, Any]], metric: str, label: str, colour: str) -> None:
-    points = [(record["step"], record[metric]) for record in records if metric in record]
+def _draw(axes: Axes, rows: list[RolloutRow], metric: str, label: str, colour: str) -> None:
+    points = [(row.step, getattr(row, metric)) for row in rows if metric in row.model_fields_set]
     if not points:
         return
     steps, values = (np.array(column, dtype=np.float64) for column in zip(*points, strict=True))

@@ -1,35 +1,51 @@
 """The rows that a stage leaves behind, read back while the stage may still be writing them."""
 
-import math
-from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
+from pydantic import ValidationError
+
+from megatron_octo.report.models import Count, Number, Record, Value
 from megatron_octo.runtime.records import read_lines
 
+R = TypeVar("R", bound=Record)
 
-@dataclass(frozen=True)
-class StepRow:
+
+class StepRow(Record):
     """One optimizer step of a stage, from metrics.jsonl."""
 
-    step: int
+    step: Count
     """From 1: the number of updates done."""
-    stage_tokens: int
-    tokens: int
+    stage_tokens: Count
+    tokens: Count
     """Over the whole lineage."""
-    loss: float
+    loss: Value
     """NaN where the step had none."""
-    lr: float
+    lr: Number
 
 
-@dataclass(frozen=True)
-class ValidationRow:
+class ValidationRow(Record):
     """The loss on one source's held-out documents, from validation.jsonl."""
 
-    step: int
-    stage_tokens: int
-    tokens: int
+    step: Count
+    stage_tokens: Count
+    tokens: Count
     source: str
-    loss: float
+    loss: Value
+
+
+def read_rows(path: Path, model: type[R]) -> list[R]:
+    """The rows of a .jsonl file, in its order; empty where there is no file.
+
+    A line that is no such row, damaged or of another kind, is passed over, as one is that was cut short.
+    """
+    rows = []
+    for value in read_lines(path):
+        try:
+            rows.append(model.model_validate(value))
+        except ValidationError:
+            continue
+    return rows
 
 
 def read_steps(path: Path) -> list[StepRow]:
@@ -39,14 +55,7 @@ def read_steps(path: Path) -> list[StepRow]:
     beyond the step it was resumed from is dropped with it.
     """
     rows: list[StepRow] = []
-    for value in read_lines(path):
-        row = StepRow(
-            int(value["step"]),
-            int(value["stage_tokens"]),
-            int(value["tokens"]),
-            _number(value["loss"]),
-            _number(value["lr"]),
-        )
+    for row in read_rows(path, StepRow):
         while rows and rows[-1].step >= row.step:
             rows.pop()
         rows.append(row)
@@ -56,20 +65,9 @@ def read_steps(path: Path) -> list[StepRow]:
 def read_validation(path: Path) -> list[ValidationRow]:
     """Rows of validation.jsonl in order; a resume is treated as in `read_steps`, source by source."""
     rows: list[ValidationRow] = []
-    for value in read_lines(path):
-        row = ValidationRow(
-            int(value["step"]),
-            int(value["stage_tokens"]),
-            int(value["tokens"]),
-            str(value["source"]),
-            _number(value["loss"]),
-        )
+    for row in read_rows(path, ValidationRow):
         while rows and rows[-1].step > row.step:
             rows.pop()
         rows = [old for old in rows if (old.step, old.source) != (row.step, row.source)]
         rows.append(row)
     return rows
-
-
-def _number(value: float | None) -> float:
-    return math.nan if value is None else float(value)

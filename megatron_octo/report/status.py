@@ -9,9 +9,10 @@ from rich.table import Table
 from rich.tree import Tree
 
 from megatron_octo.errors import DataError
-from megatron_octo.reading.json_text import read_json_object
+from megatron_octo.reading.json_text import read_record
 from megatron_octo.recipe import BASE, Recipe
 from megatron_octo.recipe.tokens import format_tokens
+from megatron_octo.report.models import PreparedSource
 from megatron_octo.report.state import StageState, is_prepared, stage_states
 from megatron_octo.runtime.run_folder import RunFolder
 
@@ -77,6 +78,6 @@ def _sources(recipe: Recipe, run: RunFolder) -> Table:
 def _training_tokens(path: Path) -> int | None:
     """A source's training tokens; None where its manifest cannot be read, which is not a status page's to judge."""
     try:
-        return int(read_json_object(path, DataError)["train"]["tokens"])
-    except (DataError, ValueError, KeyError, TypeError):
+        return read_record(path, PreparedSource, DataError, "prepare it again").train.tokens
+    except DataError:
         return None

@@ -4,14 +4,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from megatron_octo.errors import DataError
-from megatron_octo.reading.json_text import read_json_object
+from megatron_octo.reading.json_text import read_json_object, validated
 from megatron_octo.recipe import Recipe
 from megatron_octo.recipe.tokens import format_tokens
+from megatron_octo.report.models import HeldoutResult, RlResult, RlSummary, StageResult, Summary
 from megatron_octo.report.numbers import short_duration, short_number
 from megatron_octo.runtime.checkpoints import MANIFEST
 from megatron_octo.runtime.files import sha256_of, write_json_atomically
@@ -47,15 +50,16 @@ def write_summary(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
     its numbers here too.
 
     Raises:
-        DataError: summary.json or a result.json is not what its writer leaves.
+        DataError: summary.json, a result.json or a heldout.json is not what its writer leaves.
     """
-    summary = _read(run.summary) if run.summary.is_file() else {}
+    summary = _read(run.summary, Summary, "move it away and run this again") if run.summary.is_file() else {}
     before = summary.get("stages", {})
     stages = {}
     for name in [*recipe.in_order(), *(name for name in before if name not in recipe.stages)]:
         entry = {key: value for key, value in before.get(name, {}).items() if key not in (*RESULT_KEYS, *HELDOUT_KEYS)}
         if run.result(name).is_file():
-            entry = _result(run.result(name)) | _heldout(run, name) | entry
+            result = _result(run.result(name))
+            entry = {key: result[key] for key in RESULT_KEYS} | _heldout(run, name, result.get("checkpoint")) | entry
         if entry:
             stages[name] = entry
     summary = summary | {"recipe": recipe.name, "stages": stages}
@@ -74,13 +78,13 @@ def print_summary(summary: dict[str, Any], console: Console) -> None:
     if not any("tokens" in stage for stage in stages.values()):
         console.print("no stage is done yet")
         return
-    table = _table(str(summary.get("recipe", "")), "stage", "parent")
+    table = _table(escape(str(summary.get("recipe", ""))), "stage", "parent")
     for column in ("tokens", "learning rate", "loss", "tokens/s", "time"):
         table.add_column(column, justify="right", no_wrap=True)
     for name, stage in stages.items():
         table.add_row(
-            name,
-            stage.get("parent", "-"),
+            escape(name),
+            escape(stage.get("parent") or "-"),
             _shown(stage.get("tokens"), format_tokens),
             _from_to(stage, "lr", short_number),
             _from_to(stage, "loss", "{:.3f}".format),
@@ -101,7 +105,7 @@ def _print_reinforced(reinforced: dict[str, dict[str, Any]], console: Console) -
     for name, numbers in reinforced.items():
         before, after = (_shown(numbers.get(f"accuracy_{when}"), "{:.1%}".format) for when in ("before", "after"))
         table.add_row(
-            name,
+            escape(name),
             _shown(numbers.get("steps"), str),
             f"{before} to {after}",
             _shown(numbers.get("mean_response_length"), "{:.0f}".format),
@@ -117,9 +121,9 @@ def _print_validation(stages: dict[str, dict[str, Any]], console: Console) -> No
         return
     table = _table("validation loss", "source")
     for name in shown:
-        table.add_column(name, justify="right", no_wrap=True)
+        table.add_column(escape(name), justify="right", no_wrap=True)
     for source in dict.fromkeys(source for name in shown for source in losses[name]):
-        table.add_row(source, *(_shown(losses[name].get(source), "{:.3f}".format) for name in shown))
+        table.add_row(escape(source), *(_shown(losses[name].get(source), "{:.3f}".format) for name in shown))
     if any("accuracy" in stages[name] for name in shown):
         table.add_section()
         right = (_shown(stages[name].get("accuracy"), "{:.1%}".format) for name in shown)
@@ -136,15 +140,18 @@ def _table(title: str, *columns: str) -> Table:
     return table
 
 
-def _read(path: Path) -> dict[str, Any]:
-    return read_json_object(path, DataError, "move it away and run this again")
+def _read(path: Path, model: type[BaseModel], way_out: str) -> dict[str, Any]:
+    """A file as it stands, once its values are found to be of the model's types."""
+    value = read_json_object(path, DataError, way_out)
+    validated(value, model, str(path), DataError, way_out)
+    return value
 
 
 def _result(path: Path) -> dict[str, Any]:
-    result = _read(path)
-    if missing := [key for key in RESULT_KEYS if key not in result]:
-        raise DataError(f"{path}: lacks {', '.join(missing)}; remove it and run `octo train` to finish the stage again")
-    return {key: result[key] for key in RESULT_KEYS}
+    way_out = "remove it and run `octo train` to finish the stage again"
+    if missing := [key for key in RESULT_KEYS if key not in read_json_object(path, DataError, way_out)]:
+        raise DataError(f"{path}: lacks {', '.join(missing)}; {way_out}")
+    return _read(path, StageResult, way_out)
 
 
 def _reinforced(run: RunFolder, stage: str) -> dict[str, Any]:
@@ -152,19 +159,20 @@ def _reinforced(run: RunFolder, stage: str) -> dict[str, Any]:
     result, held = run.reinforced(stage) / "result.json", run.reinforced(stage) / "heldout.json"
     if not result.is_file():
         return {}
-    trained = _read(result)
-    measured = _read(held) if held.is_file() else {}
+    way_out = "remove it and run `octo rl` again"
+    trained = _read(result, RlResult, way_out)
+    measured = _read(held, RlSummary, way_out) if held.is_file() else {}
     numbers = {key: measured[key] for key in RL_HELDOUT_KEYS if key in measured}
     return numbers | {key: trained[key] for key in RL_RESULT_KEYS if key in trained}
 
 
-def _heldout(run: RunFolder, stage: str) -> dict[str, Any]:
+def _heldout(run: RunFolder, stage: str, checkpoint: str | None) -> dict[str, Any]:
     """The stage's accuracy, unless it was measured on another checkpoint than it ends with, or other problems."""
     path = run.evaluation(stage) / "heldout.json"
-    if not path.is_file():
+    if not path.is_file() or checkpoint is None:
         return {}
-    measured = _read(path)
-    manifest = run.checkpoints(stage) / _read(run.result(stage))["checkpoint"] / MANIFEST
+    measured = _read(path, HeldoutResult, "remove it and run `octo heldout` again")
+    manifest = run.checkpoints(stage) / checkpoint / MANIFEST
     of = {"checkpoint_manifest_sha256": manifest, "problems_sha256": run.heldout}
     if any(not file.is_file() or sha256_of(file) != measured.get(key) for key, file in of.items()):
         return {}

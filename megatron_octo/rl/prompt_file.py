@@ -12,6 +12,7 @@ from megatron_octo.data.rows.files import read_rows
 from megatron_octo.data.rows.row import BadRow, field_of, fields_seen, text_of
 from megatron_octo.errors import DataError
 from megatron_octo.grading.pool import Graders
+from megatron_octo.reading.text import expanded
 from megatron_octo.recipe.rl import PromptFile
 from megatron_octo.rl.golds import check_final, gold_of
 
@@ -46,7 +47,7 @@ def read_prompt_file(settings: PromptFile, render: Render) -> list[Prompt]:
         DataError: the file cannot be read or holds no rows, or more rows than `max_bad_share` cannot be used, with
             why and where.
     """
-    path = Path(settings.path).expanduser()
+    path = expanded(settings.path, DataError)
     prompts: list[Prompt] = []
     bad: dict[str, list[int]] = defaultdict(list)
     with _Compare() as compare:
@@ -73,7 +74,7 @@ def read_problems(path: Path, key: str, named_by: str) -> Iterator[str]:
     Raises:
         DataError: the file cannot be read, or a row has no text under the key.
     """
-    for number, row in read_rows(path.expanduser(), (key,)):
+    for number, row in read_rows(expanded(path, DataError), (key,)):
         try:
             yield text_of(row, key)
         except BadRow as reason:

@@ -9,11 +9,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from megatron_octo.bridge.base import check_base
 from megatron_octo.bridge.config import architecture_of, read_config
 from megatron_octo.bridge.hf_folder import INDEX, open_hf_folder
 from megatron_octo.bridge.import_hf import import_checkpoint
 from megatron_octo.errors import CheckpointError, ModelError
-from megatron_octo.recipe import Parallel
+from megatron_octo.recipe import Parallel, load_recipe
+from megatron_octo.runtime.run_folder import RunFolder
 from tests.bridge.hostile import vouch
 from tests.bridge.models import SMALL, make_model
 from tests.support import files_under
@@ -270,6 +272,49 @@ def test_nothing_is_written_for_what_is_refused(hf):
     before = files_under(hf.parent)
     refused(import_checkpoint, hf, hf.parent / "m", Parallel())
     assert files_under(hf.parent) == before
+
+
+COMPANIONS = (
+    "generation_config.json", "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json", "added_tokens.json",
+    "vocab.json",
+)  # fmt: skip
+NO_OBJECTS = {
+    "list": b"[]", "number": b"5", "text": b'"x"', "null": b"null", "empty": b"", "bytes": b"\xff\xfe\0\1",
+    "cut": b'{"a": ', "deep": b'{"a": ' + b"[" * 100_000,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", COMPANIONS)
+def test_companions_that_nobody_can_read_are_not_imported(name, hf):
+    for content in NO_OBJECTS.values():
+        (hf / name).write_bytes(content)
+        before = files_under(hf.parent)
+        assert name in refused(import_checkpoint, hf, hf.parent / "m", Parallel())
+        assert files_under(hf.parent) == before
+
+
+def test_companions_are_copied_as_they_are(hf):
+    """transformers writes 10^30 where a length has no limit."""
+    (hf / "tokenizer_config.json").write_text('{"model_max_length": 1000000000000000019884624838656}')
+    (hf / "special_tokens_map.json").write_text("{}")
+    (hf / "generation_config.json").write_bytes(b'\xef\xbb\xbf{"temperature": 0.6}\n')
+    import_checkpoint(hf, hf.parent / "m", Parallel())
+    for name in ("tokenizer_config.json", "special_tokens_map.json", "generation_config.json"):
+        assert (hf.parent / "m" / "hf" / name).read_bytes() == (hf / name).read_bytes()
+
+
+def test_a_base_whose_companions_nobody_can_read_is_refused_before_it_is_imported(hf, tmp_path):
+    (hf / "generation_config.json").write_text("[]")
+    shape = architecture_of(read_config(hf), "a folder").model_dump(mode="json")
+    overrides = [f"model.base={hf}", "model.initialize=base", f"model.architecture={json.dumps(shape)}"]
+    message = refused(check_base, load_recipe("tiny", overrides), RunFolder(tmp_path / "run"))
+    assert "generation_config.json holds a list, not an object; copy it again" in message
+
+
+def test_a_base_in_the_home_folder_of_nobody(tmp_path):
+    recipe = load_recipe("tiny", ["model.base=~no-such-user/hf", "model.initialize=base"])
+    message = refused(check_base, recipe, RunFolder(tmp_path / "run"))
+    assert "model.base: ~no-such-user/hf: " in message and "write the whole path" in message
 
 
 LEAVES = st.one_of(

@@ -56,7 +56,7 @@ def test_too_many_bad_rows_are_listed_by_reason_file_and_line(tmp_path):
     said = fails(tmp_path, jsonl(file), r"13 of 100 rows \(13.00%\) cannot be used, the limit is 0.10%")
     for line in (
         f"8 x not JSON: {file}:1, {file}:61, {file}:62, {file}:63, {file}:64, ...", f"1 x not an object: {file}:11",
-        f"1 x no field 'text': {file}:21", f"1 x field 'text' is int, not text: {file}:31",
+        f"1 x no field 'text': {file}:21", f"1 x field 'text' is a number, not text: {file}:31",
         f"1 x field 'text' is empty: {file}:41", f"1 x not UTF-8: {file}:51",
         "raise data.sources.a.max_bad_rows",
     ):  # fmt: skip
@@ -91,7 +91,7 @@ def test_files_that_are_not_parquet_or_lack_the_field(tmp_path):
     source = {"kind": "parquet", "paths": [str(file)]}
     fails(tmp_path, source, r"a.parquet is not a Parquet file .*; remove it")
     pyarrow.parquet.write_table(pyarrow.table({"texts": ["x"]}), file)
-    fails(tmp_path, source, r"a.parquet has no field 'text'; did you mean 'texts'\?")
+    fails(tmp_path, source, r"a.parquet has no field 'text'; it has texts; did you mean 'texts'\?")
 
 
 def test_a_data_set_that_the_hub_does_not_give(tmp_path, monkeypatch):

@@ -1,11 +1,15 @@
 """`octo data check` and `octo data verify`, as they are run."""
 
+import io
 import json
 
 import pyarrow
 import pyarrow.parquet
 import yaml
+from rich.console import Console
 
+from megatron_octo.data.check import check_sources
+from megatron_octo.recipe import load_recipe
 from tests.data.hub_stand_in import Repository, hub_stand_in
 from tests.data.test_hub import Octo, hub_source, json_lines, parquet, texts_of
 from tests.support import octo
@@ -52,6 +56,44 @@ def test_check_of_local_sources(tmp_path):
     assert "3 of 6 sources cannot be used: absent, column, field" in done.stdout
     assert octo("data", "check", "mine.yaml", "--source", "good", cwd=tmp_path).returncode == 0
     assert not (tmp_path / "runs").exists()
+
+
+def test_check_of_evaluation_files(tmp_path):
+    rows = [{"question": f"what is {i}?"} for i in range(50)]
+    (tmp_path / "good.jsonl").write_bytes(json_lines(rows))
+    (tmp_path / "later.jsonl").write_bytes(json_lines(rows) + b"nonsense\n")  # only the first rows are read
+    (tmp_path / "number.jsonl").write_bytes(b'{"question": 5}\n')
+    (tmp_path / "nonsense.jsonl").write_bytes(b"nonsense\n")
+    (tmp_path / "empty.jsonl").write_bytes(b"\n")
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([{"body": "x", "id": 1}]), tmp_path / "b.parquet")
+
+    def problems(*paths, field="question"):
+        recipe_file(tmp_path, {"made": {"kind": "builtin", "corpus": "qa", "documents": 100}})
+        text = yaml.safe_load((tmp_path / "mine.yaml").read_text())
+        text["data"]["decontamination"] = {"against": {"e": {"paths": list(paths), "fields": [field]}}}
+        (tmp_path / "mine.yaml").write_text(yaml.safe_dump(text))
+        said = io.StringIO()
+        is_good = check_sources(load_recipe(str(tmp_path / "mine.yaml")), None, Console(file=said, width=500))
+        assert "1 sources: all can be used" in said.getvalue()
+        found = [line for line in said.getvalue().splitlines() if line.startswith("data.decontamination.against.e")]
+        assert is_good == (not found)
+        wanted = (
+            f"{len(found)} of {len(paths)} evaluation files cannot" if found else f"{len(paths)} evaluation files: all"
+        )
+        assert wanted in said.getvalue()
+        return found
+
+    folder = str(tmp_path)
+    assert problems(f"{folder}/good.jsonl", f"{folder}/later.jsonl") == []
+    for path, said in {
+        "absent.jsonl": "does not exist; correct it", "number.jsonl": "it is a number", "empty.jsonl": "holds no rows",
+        "nonsense.jsonl": "not JSON", "b.parquet": "no text in field 'question'; correct `fields` (it has body, id)",
+        "": "a folder; name the files in it",
+    }.items():  # fmt: skip
+        (problem,) = problems(f"{folder}/good.jsonl", f"{folder}/{path}")
+        assert said in problem, path
+    assert "(it has question)" in problems(f"{folder}/good.jsonl", field="text")[0]
+    assert "no user of that name" in problems("~no-such-user/a.jsonl")[0]
 
 
 def test_check_of_hub_sources_reads_only_their_beginnings(tmp_path):

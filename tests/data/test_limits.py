@@ -135,7 +135,7 @@ def test_files_are_hashed_and_heard_of(copy):
     [
         ('{"question": "1+1", "prompt": "x", "answer": "2"}\n{"question": "1+', "line 2: not JSON"),
         ('{"question": "1+1", "prompt": "x"}', "no field 'answer'"),
-        ('{"question": 5, "prompt": "x", "answer": "2"}', "field 'question' is int"),
+        ('{"question": 5, "prompt": "x", "answer": "2"}', "field 'question' is a number"),
         ("", "empty; remove it"), ("[1]", "not an object"), ("\0" * 50, "not JSON"), ("[" * 100_000, "nested too deep"),
     ],
 )  # fmt: skip

@@ -14,10 +14,14 @@ import pytest
 import zstandard
 
 from megatron_octo import recipe as recipe_module
+from megatron_octo.data.decontaminate import protected_digest, read_protected
+from megatron_octo.data.hub import open_hub
 from megatron_octo.data.manifest import read_manifest
 from megatron_octo.data.rows import lines
 from megatron_octo.data.settings import settings_digest
+from megatron_octo.data.tokenizer import load_tokenizer
 from megatron_octo.errors import DataError
+from megatron_octo.recipe.data import Decontamination, HubSource
 from megatron_octo.runtime.files import sha256_of_json
 from megatron_octo.runtime.run_folder import RunFolder
 from tests.data.helpers import jsonl, left_behind, read_texts, recipe_of, run_prepare, write_rows
@@ -102,7 +106,7 @@ def test_a_column_that_nobody_asked_for_spoils_no_row(tmp_path):
     assert prepared(jsonl(tmp_path / "a.jsonl"), tmp_path / "run")[0] == TEXTS
     (tmp_path / "a.jsonl").write_text("\n".join(['{"text": "half \\ud800"}', '{"text": NaN}', *lines]))
     refused(
-        jsonl(tmp_path / "a.jsonl"), tmp_path / "other", "1 x field 'text' holds half of a surrogate pair.*\n.*float"
+        jsonl(tmp_path / "a.jsonl"), tmp_path / "other", "1 x field 'text' holds half of a surrogate pair.*\n.*a number"
     )
 
 
@@ -196,8 +200,8 @@ def test_decontamination_files_of_every_form(tmp_path):
     [
         ('{"q": "café"}'.encode("latin-1"), "item 1 of .*: not UTF-8; correct the file"),
         (b'{"q": "x"}\n{"q": ', "item 2 of .*: not JSON; correct the file"),
-        (b'{"q": null}', r"has no text in field 'q'; correct `fields` \(it has q\): it is NoneType"),
-        (b'{"q": ["a", 5]}', "it is int"),
+        (b'{"q": null}', r"has no text in field 'q'; correct `fields` \(it has q\): it is null"),
+        (b'{"q": ["a", 5]}', "it is a number"),
         (b'{"q": "\\ud800"}', "half of a surrogate pair"),
         (b"\n\n", "holds no rows"),
         (gzip.compress(b'{"q": "x"}' * 100, mtime=0)[:-20], "damaged or cut short"),
@@ -209,6 +213,18 @@ def test_decontamination_files_that_cannot_be_read(data, match, tmp_path):
     against = {"e": {"paths": [str(tmp_path / "e.jsonl")], "fields": ["q"]}}
     source = jsonl(write_rows(tmp_path / "a.jsonl", ROWS))
     refused(source, tmp_path / "run", match, data__decontamination__against=against)
+
+
+def test_home_folders_of_nobody(tmp_path):
+    against = Decontamination(against={"e": {"paths": ["~no-such-user/e.jsonl"], "fields": ["q"]}})
+    for read in (read_protected, protected_digest):
+        with pytest.raises(DataError, match=r"against\.e\.paths: ~no-such-user/e\.jsonl: .* write the whole path"):
+            read(against)
+    model = recipe_of({"a": jsonl("a.jsonl")}, model__tokenizer="~no-such-user/t").model
+    with pytest.raises(DataError, match=r"model\.tokenizer: ~no-such-user/t: .* write the whole path"):
+        load_tokenizer(model, tmp_path / "tokenizer")
+    with pytest.raises(DataError, match=r"data\.sources\.a\.dataset: ~no-such-user/d: .* write the whole path"):
+        open_hub("a", HubSource(kind="hub", dataset="~no-such-user/d"))
 
 
 def test_an_evaluation_file_of_enormous_size(tmp_path):
@@ -229,7 +245,7 @@ def test_paths_that_are_no_files(tmp_path):
         "/".join(["y" * 200] * 30): "matches no file|too long",
     }.items():  # fmt: skip
         refused(jsonl(tmp_path / path), tmp_path / "run", match)
-    refused(jsonl("~nobody-of-that-name/a.jsonl"), tmp_path / "run", "matches no file|cannot be looked for")
+    refused(jsonl("~nobody-of-that-name/a.jsonl"), tmp_path / "run", "~nobody-of-that-name/a.jsonl: `~` begins it")
     against = {"e": {"paths": [str(tmp_path / "folder")], "fields": ["q"]}}
     source = jsonl(write_rows(tmp_path / "a.jsonl", ROWS))
     refused(source, tmp_path / "run", "a folder; name the files in it", data__decontamination__against=against)
@@ -306,7 +322,7 @@ def test_nesting_and_numbers_in_a_line(tmp_path):
     file = tmp_path / "a.jsonl"
     file.write_text("\n".join([*(json.dumps(row) for row in ROWS), deep, many, '{"text": ' + "9" * 5000 + "}"]))
     texts, manifest = prepared(jsonl(file, max_bad_rows=0.05), tmp_path / "run")
-    assert manifest.bad_rows == {"field 'text' is float, not text": 1, "nested too deep": 1}
+    assert manifest.bad_rows == {"field 'text' is a number, not text": 1, "nested too deep": 1}
     assert texts == sorted([*TEXTS, "m"])
 
 

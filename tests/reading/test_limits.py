@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from megatron_octo.errors import DataError, RecipeError
 from megatron_octo.reading.json_text import parse_json, read_json_object, read_record
-from megatron_octo.reading.text import read_text
+from megatron_octo.reading.text import expanded, read_text
 from megatron_octo.reading.values import MOST_DEPTH
 from megatron_octo.reading.yaml_text import parse_yaml
 from megatron_octo.runtime.checkpoints import FileRecord
@@ -78,6 +78,15 @@ def test_yaml_that_is_right() -> None:
     assert parse_yaml("a: &x {b: 5e-5}\nc: *x\nd: [1, ~, yes]", "here", RecipeError) == {
         "a": {"b": 5e-5}, "c": {"b": 5e-5}, "d": [1, None, True],
     }  # fmt: skip
+
+
+def test_home_folders(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert expanded("~/a", DataError) == Path("/home/me/a") and expanded(Path("b/~"), DataError) == Path("b/~")
+    for path in ("~no-such-user/x", "~a\0b/x", "~" + "x" * 5000):
+        with pytest.raises(RecipeError, match=r"^some\.key: ~.*no user of that name has a home folder") as caught:
+            expanded(path, RecipeError, "some.key")
+        assert len(str(caught.value)) < 500
 
 
 def test_files(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from megatron_octo.data.rows.row import BadRow, columns_of
+from megatron_octo.data.rows.row import BadRow, columns_of, has_field
 from megatron_octo.errors import DataError
 from megatron_octo.reading.text import shown_path
 
@@ -44,14 +44,17 @@ class ParquetRows:
         import pyarrow
 
         total = sum(self._file.metadata.row_group(group).num_rows for group in self._groups)
-        columns = columns_of(self._file.schema_arrow.names, self._fields)
+        there = self._file.schema_arrow.names
+        columns = columns_of(there, self._fields)
+        # a row without a field that is asked for names the columns there are, as one of JSON does: see `fields_seen`
+        lacks_one = not all(has_field(there, field) for field in self._fields)
         number = -1
         try:
             for batch in self._file.iter_batches(_BATCH, row_groups=self._groups, columns=columns):
                 for value in rows_of(batch):
                     number += 1
                     self.number = number
-                    yield value
+                    yield dict.fromkeys(there) | value if lacks_one and isinstance(value, dict) else value
                 self.read = self._weight * (number + 1) // max(total, 1)
         except (pyarrow.ArrowException, OSError) as error:
             raise DataError(f"{shown_path(self._path)}: damaged ({first_line(error)}); fetch the file again") from None

@@ -4,6 +4,8 @@ import functools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from megatron_octo.reading.json_text import json_kind
+
 Row = Mapping[str, Any]
 _SHOWN = 60
 
@@ -46,7 +48,7 @@ def text_of(row: Any, field: str) -> str:
     """
     value = field_of(row, field)
     if not isinstance(value, str):
-        raise BadRow(f"field {field!r} is {type(value).__name__}, not text")
+        raise BadRow(f"field {field!r} is {kind_of(value)}, not text")
     return checked_text(value, field)
 
 
@@ -66,10 +68,17 @@ def checked_text(text: str, field: str) -> str:
     return text
 
 
+def kind_of(value: Any) -> str:
+    """The type of a value in JSON's words; of what only Parquet has (bytes, dates), the name of its type."""
+    if value is None or isinstance(value, bool | int | float | str | list | dict):
+        return json_kind(value)
+    return type(value).__name__
+
+
 def fields_seen(row: Any) -> str:
     """The names of a row's fields, for messages."""
     if not isinstance(row, Mapping):
-        return f"a {type(row).__name__}"
+        return kind_of(row)
     names = [str(name)[:_SHOWN] for name in row][:20]
     text = ", ".join(names) + (", ..." if len(row) > len(names) else "")
     return text.encode("utf-8", "backslashreplace").decode() or "nothing"
