@@ -18,6 +18,7 @@ _DEGREE_BESIDE = re.compile(r"(?<![\d.])(\d+(?:\.\d+)?|(?<![a-zA-Z\\])[a-zA-Z]|\
 _BESIDE = re.compile(r"\)(?=[\d(\[]|\\frac)|\](?=[\d(\[])|\d(?=[(\[])|\d ?(?=\\frac)")  # the grammar adds (3)(4)
 _DECIMAL = re.compile(r"(?<![\d.])(\d*)\.(\d+)(?!\d)")
 _MIXED = re.compile(r"(?<![\w.}^])(\d+) ?\\frac\{(\d+)\}\{(\d+)\}")
+_FIGURE = re.compile(r"\\(triangle|angle) ?\{?([A-Z]{2,})(?![a-zA-Z])\}?")
 _RELATIONS = re.compile(r"\\equiv|\\approx|\\sim|=")
 _UNREADABLE = re.compile(
     r"\d \d|\d\{|(?:^|[-+*/(=])\{\d*\}[{\d]"  # numbers side by side, which the grammar would add
@@ -32,7 +33,7 @@ def parsed(text: str) -> Any:
     """Normalized text as a sympy expression that is not evaluated; None where it cannot be read."""
     if not text or _UNREADABLE.search(text):
         return None
-    text = _DEGREE_BESIDE.sub(_radians, text).replace(")^\\circ", ")\\cdot\\frac{\\pi}{180}")
+    text = _DEGREE_BESIDE.sub(_radians, _FIGURE.sub(_one_symbol, text)).replace(")^\\circ", ")\\cdot\\frac{\\pi}{180}")
     text = _MIXED.sub(
         lambda m: f"\\frac{{{int(m[1]) * int(m[3]) + int(m[2])}}}{{{m[3]}}}" if int(m[2]) < int(m[3]) else m[0], text
     )
@@ -45,6 +46,12 @@ def parsed(text: str) -> Any:
     except Exception:  # the grammar's own errors are plain exceptions
         return None
     return read if isinstance(read, sympy.Basic) else None
+
+
+def _one_symbol(points: re.Match[str]) -> str:
+    """A triangle or an angle by its points, which are no factors. The angle CBA is ABC."""
+    shape, name = points.groups()
+    return f"T_{{{name}}}" if shape == "triangle" else f"G_{{{min(name, name[::-1])}}}"
 
 
 def _radians(degrees: re.Match[str]) -> str:

@@ -10,18 +10,18 @@ from megatron_octo.grading import algebra, unevaluated
 from megatron_octo.grading.compare import Decision, decide_quickly
 from megatron_octo.grading.notation import normalized
 from megatron_octo.grading.numbers import Number, is_undone_division, read_decimal_comma, read_number
-from megatron_octo.grading.structure import Reading, is_name, read
-from megatron_octo.grading.units import split_unit
+from megatron_octo.grading.structure import Reading, is_bracketed, read
+from megatron_octo.grading.units import Quantity, split_unit
+from megatron_octo.grading.words import same_words
 
 _MAX_ITEMS = 40
-_NUMERAL = re.compile(r"\(?(-?[\dA-Z][\dA-Z ,.]*)\)?_\{?(\w+)\}?")
+_NUMERAL = re.compile(r"\(?(-?[\dA-Z][\dA-Z ,.]*|[\da-f]{2,}(?=_\{?16\}?$))\)?_\{?(\w+)\}?")
 _BASE = re.compile(r"[ (]*(?:\\text\{)?[ (]*base[ -]*\}?[ (]*(\w+)[)} ]*$")
 _IN_TEXT = re.compile(r"^(?:\\text)?\{(\w+)\}(?=_)|(?<=_)\{\\text\{\(?(\w+)\)?\}\}")
 _BASES = {"two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7", "eight": "8", "nine": "9",
           "ten": "10", "twelve": "12", "sixteen": "16"}  # fmt: skip
-_TIME = re.compile(r"\d{1,2}:\d\d")
-_WORDS = re.compile(r"(?:\\text\{[^{}]*\}|[a-zA-Z' .,-])+")
-_CHOICE = re.compile(r"\(?([A-Z])\)?\.?")
+_TIME = re.compile(r"0?(\d|1\d|2[0-4]):([0-5]\d)")
+_HOUR = re.compile(r"0?(\d|1\d|2[0-4])")
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def _number_with_comma(text: str, gold: str) -> _Match | None:
 
 def _same(answer: Reading, gold: Reading) -> _Match | None:
     if answer.name and gold.name and answer.name != gold.name and gold.kind == "value":
-        return None
+        return _same_named_values(answer, gold)
     if answer.others or gold.others:
         return _same_chain(answer, gold)
     if "equation" in (answer.kind, gold.kind):
@@ -88,6 +88,14 @@ def _same(answer: Reading, gold: Reading) -> _Match | None:
     if group.name and answer.name and gold.name and answer.name != gold.name:
         return None
     return _all([_same(a, b) for a, b in zip(answer.items, gold.items, strict=True)])
+
+
+def _same_named_values(answer: Reading, gold: Reading) -> _Match | None:
+    """`y=x` and `x=y`: equations that are read as the values of two names."""
+    if answer.kind != "value" or answer.others or gold.others:
+        return None
+    is_same = algebra.same_equation(f"{answer.name}={answer.text}", f"{gold.name}={gold.text}")
+    return _Match("equation") if is_same else None
 
 
 def _same_in_any_order(answers: tuple[Reading, ...], golds: tuple[Reading, ...]) -> _Match | None:
@@ -158,9 +166,13 @@ def _same_value(answer: str, gold: str) -> _Match | None:
         return _Match("text")
     if (numeral := _same_numeral(answer, gold)) is not None:
         return _Match("numeral") if numeral else None
-    if (words := _same_words(answer, gold)) is not None:
+    if (words := same_words(answer, gold)) is not None:
         return _Match("words") if words else None
-    left, right = split_unit(answer), split_unit(gold)
+    left, right = split_unit(answer).scaled(), split_unit(gold).scaled()
+    if (clocks := _same_clock(left, right)) is not None:
+        return _Match("time") if clocks else None
+    if is_bracketed(left.value) != is_bracketed(right.value):
+        return None
     if not left.agrees(right) and not (left.unit == "percent" or right.unit == "percent"):
         return None
     if left.value == right.value and left.agrees(right):
@@ -168,13 +180,27 @@ def _same_value(answer: str, gold: str) -> _Match | None:
     a, b = read_number(left.value), read_number(right.value)
     if a is not None and b is not None:
         return _same_number(a, b, left.unit, right.unit, left.value, right.value)
-    if _TIME.fullmatch(left.value) and _TIME.fullmatch(right.value):
-        return None
     if not left.agrees(right) or _is_spaced(left.value) or _is_spaced(right.value):
         return None
     if not algebra.equal(left.value, right.value) and not _is_rounded(a, b, left.value, right.value):
         return None
     return _Match("value", _is_open(left.value, right.value))
+
+
+def _same_clock(answer: Quantity, gold: Quantity) -> bool | None:
+    """Times of day, which are no ratios. None where neither is one."""
+    clocks = [_clock(side) for side in (answer, gold)]
+    if not any(_TIME.fullmatch(side.value) for side in (answer, gold)):
+        return None
+    return clocks[0] is not None and clocks[0] == clocks[1] and answer.agrees(gold)
+
+
+def _clock(side: Quantity) -> tuple[str, str] | None:
+    """Hour and minute of `9:30`, and of `9` beside AM or PM."""
+    if (time := _TIME.fullmatch(side.value)) is not None:
+        return time[1], time[2]
+    hour = _HOUR.fullmatch(side.value) if side.unit in ("am", "pm") else None
+    return (hour[1], "00") if hour else None
 
 
 def _same_number(a: Number, b: Number, unit: str, gold_unit: str, text: str, gold: str) -> _Match | None:
@@ -222,31 +248,8 @@ def _same_numeral(answer: str, gold: str) -> bool | None:
     plain = []
     for numeral in numerals:
         digits, base = numeral[1], numeral[2]  # type: ignore[index]
-        plain.append((re.sub(r"[ ,](?=\d{3})", "", digits).lstrip("0"), _BASES.get(base.lower(), base)))
+        plain.append((re.sub(r"[ ,](?=\d{3})", "", digits).lstrip("0").upper(), _BASES.get(base.lower(), base)))
     return plain[0] == plain[1]
-
-
-def _same_words(answer: str, gold: str) -> bool | None:
-    """Answers of words alone, without regard to case and punctuation; single letters keep theirs. None: not words."""
-    choices = [_CHOICE.fullmatch(re.sub(r"\\text\{([^{}]*)\}", r"\1", text)) for text in (answer, gold)]
-    if choices[0] and choices[1]:
-        return choices[0][1] == choices[1][1]
-    if ("'" in answer) != ("'" in gold):
-        return None
-    if not all(_WORDS.fullmatch(text) for text in (answer, gold)):
-        return (
-            False
-            if "\\text" in answer and "\\text" not in gold and _WORDS.fullmatch(answer) and is_name(answer)
-            else None
-        )
-    plain = [
-        " ".join(re.findall(r"[a-zA-Z]+", re.sub(r"\\text\{([^{}]*)\}", r" \1 ", text))) for text in (answer, gold)
-    ]
-    if {word.lower() for word in plain} <= {"yes", "no"}:
-        return plain[0].lower() == plain[1].lower()
-    if min(map(len, plain)) < 3 or not ("\\text" in answer + gold or max(map(len, plain)) > 3):
-        return True if plain[0] == plain[1] else None if len(plain[0]) != 1 or len(plain[1]) != 1 else False
-    return plain[0].lower().replace(" ", "") == plain[1].lower().replace(" ", "")
 
 
 def _is_spaced(text: str) -> bool:

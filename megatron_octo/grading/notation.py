@@ -66,6 +66,7 @@ _RULES: list[tuple[str, str]] = [
     (r"\\text\s+\{", r"\\text{"),
     (r"\\text\{\s*\$?([^a-zA-Z{}\\$]*)\$?\s*\}", r" \1 "),
     (r"\\text\{\s*(" + _FUNCTIONS.replace(" ", "|") + r")\s*\}", r"\\\1 "),
+    (r"\\text\{\s*([+-]?)\s*[iI]nfinity\s*\}", r"\1\\infty "),
     (r"\\text\{\s*([eid])\s*\}|\\text\{\s*([xCPR])\s*\}(?=[\^_]|[^a-zA-Z]*[a-zA-Z=+\-*^])", r"\1\2"),
     (r"\\text\{([^{}]*)\\text\{(\w+)\}([^{}]*)\}", r"\\text{\1\2\3}"),
     # what datasets lost: \pir for \pi r, {or} for \text{or}
@@ -116,6 +117,7 @@ _RULES: list[tuple[str, str]] = [
     (r"_\s*(\d+|[a-zA-Z])", r"_{\1}"),
     (r"_\s*\{\s*\(?\s*(\w+)\s*\)?\s*\}", r"_{\1}"),
     (r"([_^])\s+\{", r"\1{"),
+    (r"[_^]\{\s*\}", ""),
     (r"_\{\\text\{(\w+)\}\}", r"_{\1}"),
     (r"(\^\{\w+\})(_\{\w+\})", r"\2\1"),
     (r"\{\s+", "{"),
@@ -123,9 +125,9 @@ _RULES: list[tuple[str, str]] = [
 ]
 _COMPILED = [(re.compile(pattern), replacement) for pattern, replacement in _RULES]
 _LEADING = re.compile(
-    r"^(?:\s|=|\\approx|\\equiv|\\sim(?:eq)?(?![a-zA-Z])|\\cong|\\therefore|\\implies|\\Rightarrow|:|&|\{\})+"
+    r"^(?:\s|=|\\quad(?![a-zA-Z])|\\approx|\\equiv|\\sim(?:eq)?(?![a-zA-Z])|\\cong|\\therefore|\\implies|\\Rightarrow|:|&|\{\})+"
 )
-_TRAILING = re.compile(r"(?:\s|(?<!\.)\.|[;,:]|\\\\|\{\}|(?<!\\)\\$)+$")
+_TRAILING = re.compile(r"(?:\s|\\quad|(?<!\.)\.|[;,:]|\\\\|\{\}|(?<!\\)\\$)+$")
 _WRAPPED = re.compile(r"^\\text\{([^{}]*[\d(\[,][^{}]*)\}$")  # \textbf{5}, \text{10 cm}: written in text as a whole
 _ORDINAL = re.compile(
     r"(?:(?<=1)(?=\^?\{?(?:\\text\{)?st)|(?<=2)(?=\^?\{?(?:\\text\{)?nd)|(?<=3)(?=\^?\{?(?:\\text\{)?rd)"

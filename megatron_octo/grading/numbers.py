@@ -45,10 +45,11 @@ class Number:
         return (is_longer or not _is_finite_decimal(other.value)) and self.is_near(other.value)
 
     def is_near(self, value: Fraction) -> bool:
-        """Whether a decimal of enough digits differs from a value by less than its last place."""
+        """Whether a decimal of enough digits is a value rounded to its last place, or cut there toward zero."""
         if self.unit is None or self.digits < SIGNIFICANT_DIGITS:
             return False
-        return abs(self.value - value) < self.unit
+        is_rounded = abs(self.value - value) <= self.unit / 2
+        return is_rounded or self.value == int(value / self.unit) * self.unit
 
 
 def read_number(text: str) -> Number | None:

@@ -47,7 +47,7 @@ class Reading:
     text: str
     items: tuple["Reading", ...] = ()
     brackets: str = ""
-    """Of a group: `()`, `[)`, ..., `row`, `matrix`."""
+    """Of a group: `()`, `[)`, ..., `row`, `matrix`, `determinant`, `named`."""
     name: str = ""
     """What it is called: `x` in `x=5` and in `x>5`."""
     others: tuple[str, ...] = ()
@@ -67,7 +67,8 @@ def read(text: str, thousands: bool = True) -> Reading:
         return read(found[2], thousands)
     if (found := _MATRIX.fullmatch(text)) is not None and found[2].count("\\begin") == 0:
         rows = [row for row in _ROW_END.split(found[2].replace("\\hline", "")) if row.strip()]
-        return Reading("group", text, tuple(_group(row.split("&"), "row") for row in rows), "matrix")
+        kind = "determinant" if found[1][0] in "vV" else "matrix"
+        return Reading("group", text, tuple(_group(row.split("&"), "row") for row in rows), kind)
     if (tuples := _named_tuples(text)) is not None:
         return tuples
     if thousands:
@@ -132,9 +133,14 @@ def _read_single(text: str, thousands: bool) -> Reading:
         reading = read(content, thousands=False)
         return Reading("list", text, reading.items if reading.kind == "list" else (reading,))
     if len(parts) < 2:
-        return read(content, thousands) if left + right == "()" and parts else Reading("value", text)
+        return read(content, thousands) if text[0] + text[-1] == "()" and parts else Reading("value", text)
     brackets = "()" if len(parts) > 2 else left + right
     return Reading("group", text, tuple(read(part, thousands=False) for part in parts), brackets)
+
+
+def is_bracketed(text: str) -> bool:
+    """Whether one value stands in square brackets, which are no dressing: `[5]` may be a list or rounded."""
+    return "[" in (text[:1], text[-1:]) and _inside(text) is not None
 
 
 def _inside(text: str) -> tuple[str, str, str] | None:
@@ -191,10 +197,15 @@ def _named_tuples(text: str) -> Reading | None:
     if any(len({pair[0] for pair in row}) < len(row) for row in pairs):
         return None
     tuples = [
-        Reading("group", group, tuple(replace(read(value), name=name) for name, value in row), "named")
+        Reading("group", group, tuple(replace(read(value), name=name) for name, value in _in_order(row)), "named")
         for group, row in zip(groups, pairs, strict=True)
     ]
     return tuples[0] if len(tuples) == 1 else Reading("list", text, tuple(tuples))
+
+
+def _in_order(pairs: list[list[str]]) -> list[list[str]]:
+    """Coordinates by their names, as points have them; other names as they are written."""
+    return sorted(pairs) if {name for name, _ in pairs} <= set("xyz") else pairs
 
 
 def _inequality(text: str) -> Reading | None:

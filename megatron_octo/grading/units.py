@@ -3,6 +3,8 @@ r"""Words and signs around a value: `5\text{ cm}`, `10 weeks`, `\$5`, `50\%`, `9
 import re
 from dataclasses import dataclass
 
+from megatron_octo.grading.numbers import read_number
+
 _ALIASES = {
     "cm": "centimeter centimetre cms", "m": "meter metre", "km": "kilometer kilometre kms",
     "mm": "millimeter millimetre", "in": "inch inche", "ft": "foot feet", "yd": "yard", "mi": "mile",
@@ -22,6 +24,7 @@ _TELLING = {"am", "pm", "noon", "midnight", "north", "south", "east", "west", "n
             "southwest"}  # fmt: skip
 _SCALES = {"hundred", "thousand", "million", "billion", "trillion", "dozen", "half", "halves", "third", "quarter",
            "fourth", "fifth", "score", "pair"}  # fmt: skip
+_POWERS = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 _OPERATORS = {
     "over", "times", "plus", "minus", "divided", "squared", "cubed", "mod", "modulo", "base", "to", "power", "or",
     "and", "not", "if", "for", "where", "when", "is", "no", "factorial", "choose", "with", "but", "then", "else",
@@ -45,6 +48,15 @@ class Quantity:
 
     value: str
     unit: str = ""
+
+    def scaled(self) -> "Quantity":
+        r"""`5\text{ million}` as 5000000; what is no plain number stays."""
+        words = self.unit.split()
+        scales = [word for word in words if word in _POWERS]
+        number = read_number(self.value) if len(scales) == 1 else None
+        if number is None:
+            return self
+        return Quantity(f"{number.value * 10 ** _POWERS[scales[0]]}", " ".join(w for w in words if w not in scales))
 
     def agrees(self, gold: "Quantity") -> bool:
         """Whether the words allow the same answer. A side without words agrees where the other's tell nothing."""

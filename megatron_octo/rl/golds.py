@@ -5,8 +5,8 @@ from collections.abc import Callable
 from typing import Any
 
 from megatron_octo.data.rows.row import BadRow, checked_text, field_of
-from megatron_octo.grading.boxes import last_boxed
-from megatron_octo.grading.compare import MAX_CHARACTERS, decide_quickly, parses
+from megatron_octo.grading.boxes import extract_answer, last_boxed
+from megatron_octo.grading.compare import MAX_CHARACTERS, decide_quickly, parses, same_text
 from megatron_octo.reading.json_text import json_kind, shortened
 
 GSM8K_MARK = "####"
@@ -43,16 +43,19 @@ def gold_of(row: Any, field: str, answer_after: str | None) -> str:
 
 
 def check_final(gold: str, field: str, compare: Compare) -> None:
-    """Refuse a gold answer that is not equal to the answer it ends with itself: each right response would be wrong.
+    """Refuse a gold answer that is not equal to itself in a box, or to the answer it ends with: no response is right.
 
     Args:
         compare: grades the pairs that plain text and numbers do not decide.
 
     Raises:
-        BadRow: it is worked out rather than an answer.
+        BadRow: it is worked out rather than an answer, or nothing that a box can hold.
     """
     final = final_answer(gold)
     if final is None:
+        boxed = extract_answer(f"\\boxed{{{gold}}}")
+        if parses(gold) and (boxed is None or not same_text(boxed, gold)):
+            raise BadRow(f"field {field!r} is no answer that a box can hold: braces do not balance, or it says nothing")
         return
     if GSM8K_MARK not in gold and parses(gold):
         quick = decide_quickly(final, gold)
