@@ -4,12 +4,16 @@ SIGTERM (a job is ended), SIGINT (Ctrl-C), SIGHUP (the terminal is gone) and SIG
 limit) all mean: finish the step, save, stop. They may come more than once, and at any time.
 """
 
+import os
 import signal
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+_POLL_SECONDS = 0.5
 
 
 class StopRequest:
@@ -30,6 +34,15 @@ class StopRequest:
     def requested(self) -> bool:
         """Whether a stop signal has come."""
         return bool(self.received)
+
+    def follow(self, parent: int) -> None:
+        """Take the end of `parent`, the launcher, for a stop signal: a rank that nobody watches saves and stops."""
+        threading.Thread(target=self._watch, args=(parent,), daemon=True).start()
+
+    def _watch(self, parent: int) -> None:
+        while os.getppid() == parent:
+            time.sleep(_POLL_SECONDS)
+        self.received.append(signal.SIGHUP)
 
     def ignore_others(self) -> None:
         """Ignore stop signals from here on; to be called once all is saved.

@@ -2,6 +2,7 @@
 
 import argparse
 import io
+import os
 import sys
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from megatron_octo.runtime.signals import listen_for_stop
 def main(arguments: list[str] | None = None) -> int:
     """Train the stage on this rank. Status 0 also where it was asked to stop: result.json says whether it is done."""
     stop = listen_for_stop()  # first of all: the launcher has started this process with the signals blocked
+    stop.follow(os.getppid())
     parser = argparse.ArgumentParser(prog="python -m megatron_octo.train.worker", description=__doc__)
     parser.add_argument("--folder", type=Path, required=True, help="the run folder, with stages/<stage>/recipe.yaml")
     parser.add_argument("--stage", required=True)

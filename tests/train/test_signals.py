@@ -17,7 +17,7 @@ import pytest
 
 from megatron_octo.runtime.checkpoints import complete_steps
 from tests.support import LOOPBACK, MINI, lines, listening, octo
-from tests.train.running import LAYOUT, SECONDS, training
+from tests.train.running import HEARS_HANGUPS, LAYOUT, SECONDS, training
 
 REFERENCE_STEPS = 60
 
@@ -137,7 +137,7 @@ def test_a_terminal_that_is_gone_ends_no_training(workplace):
     """What is printed then fails, and the checkpoint is written all the same."""
     folder = workplace("gone")
     words = [word for setting in (*LAYOUT, EVERY) for word in ("-s", setting)]
-    command = [sys.executable, "-m", "megatron_octo.cli", "train", str(MINI), "stable", *words]
+    command = [*HEARS_HANGUPS, sys.executable, "-m", "megatron_octo.cli", "train", str(MINI), "stable", *words]
     process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     stage = folder / "runs/mini/stages/stable"
     try:
@@ -153,6 +153,18 @@ def test_a_terminal_that_is_gone_ends_no_training(workplace):
         process.kill()
     steps = [record["step"] for record in lines(stage / "metrics.jsonl")]
     assert complete_steps(stage / "checkpoints")[-1] == steps[-1]
+
+
+@pytest.mark.slow
+def test_ranks_whose_launcher_is_killed_save_and_stop(workplace):
+    """Nobody watches them any more; another start would wait for them in vain."""
+    with training(workplace("orphaned"), EVERY) as run:
+        run.wait_for_save()
+        ranks = run.ranks()
+        run.process.kill()
+        _, left = psutil.wait_procs(ranks, timeout=SECONDS)
+        assert not left
+        assert complete_steps(run.checkpoints)[-1] == run.steps[-1]
 
 
 @pytest.mark.slow
