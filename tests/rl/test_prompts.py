@@ -109,11 +109,11 @@ CHAT = [{"role": "user", "content": "1+1"}]
     ("row", "reason"),
     [
         ({"prompt": CHAT, "answer": "2"}, "field 'prompt' is a chat, not text; set chat: true"),
-        ({"prompt": None, "answer": "2"}, "field 'prompt' is NoneType, not text"),
-        ({"prompt": math.nan, "answer": "2"}, "field 'prompt' is float, not text"),
-        ({"prompt": 7, "answer": "2"}, "field 'prompt' is int, not text"),
-        ({"prompt": {"text": "1+1"}, "answer": "2"}, "field 'prompt' is dict, not text"),
-        ({"prompt": ["1+1"], "answer": "2"}, "field 'prompt' is list, not text"),
+        ({"prompt": None, "answer": "2"}, "field 'prompt' is null, not text"),
+        ({"prompt": math.nan, "answer": "2"}, "field 'prompt' is a number, not text"),
+        ({"prompt": 7, "answer": "2"}, "field 'prompt' is a number, not text"),
+        ({"prompt": {"text": "1+1"}, "answer": "2"}, "field 'prompt' is an object, not text"),
+        ({"prompt": ["1+1"], "answer": "2"}, "field 'prompt' is a list, not text"),
         ({"prompt": "\ud800", "answer": "2"}, "field 'prompt' holds half of a surrogate pair"),
         ({"prompt": "1+1", "answer": None}, "field 'answer' is null, not text"),
         ({"prompt": "1+1", "answer": math.nan}, "field 'answer' is a number that is no plain short one"),
@@ -211,9 +211,27 @@ def test_prompts_are_measured_whole(tmp_path, limit, capsys):
     assert "(the longest has 41)" in capsys.readouterr().out
 
 
+def test_a_parquet_file_without_the_column_says_which_it_has(tmp_path):
+    path = tmp_path / "p.parquet"
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([{"query": "1+1", "answer": "2", "id": 1}]), path)
+    with pytest.raises(DataError, match=r"no field 'prompt' \(it has query, answer, id\); set prompt_key"):
+        read(path)
+    with pytest.raises(DataError, match=r"no field 'problem' \(it has query, answer, id\); set rl.test_sets.t"):
+        shared_with(EXPECTED, {"t": ProblemSet(path=str(path), problem_key="problem")})
+
+
+def test_home_folders_of_nobody():
+    with pytest.raises(DataError, match=r"~no-such-user/p\.jsonl: .* write the whole path"):
+        read("~no-such-user/p.jsonl")
+    with pytest.raises(DataError, match=r"~no-such-user/t\.jsonl: .* write the whole path"):
+        shared_with(EXPECTED, {"t": ProblemSet(path="~no-such-user/t.jsonl")})
+
+
 def test_a_test_set_without_text(tmp_path):
     path = write(tmp_path / "t.jsonl", [{"problem": "1+1"}, {"problem": ["2+2"]}])
-    with pytest.raises(DataError, match=r"row 2: field 'problem' is list, not text .*; set rl.test_sets.t.problem_key"):
+    with pytest.raises(
+        DataError, match=r"row 2: field 'problem' is a list, not text .*; set rl.test_sets.t.problem_key"
+    ):
         shared_with(EXPECTED, {"t": ProblemSet(path=str(path))})
 
 
