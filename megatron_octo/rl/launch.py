@@ -108,8 +108,8 @@ def train_rl(recipe: Recipe, run: RunFolder, stage: str, console: Console) -> Pa
         records = read_lines(folder / "metrics.jsonl")
         result = {
             "settings_sha256": digest,
-            "steps": records[-1]["step"] if records else 0,
-            "mean_response_length": records[-1]["response_length"] if records else None,
+            "steps": records[-1].get("step") if records else 0,
+            "mean_response_length": records[-1].get("response_length") if records else None,
             "wall_seconds": time.monotonic() - start,
             "prompts": len(prompts),
             "prompts_in_test_sets": shared,
@@ -281,9 +281,14 @@ def _watch(process: "subprocess.Popen[bytes]", session: Session, steps: int, sta
             time.sleep(_POLL_SECONDS)
             for record in read_lines(session.metrics)[shown:]:
                 shown += 1
+                if not record.keys() >= _SHOWN:
+                    continue
                 progress.update(task, completed=record["step"], line=_line(record))
                 if not console.is_terminal:
                     console.print(f"rl {stage} {record['step']:>4}/{steps}  {_line(record)}", soft_wrap=True)
+
+
+_SHOWN = {"step", "reward", "accuracy", "response_length", "truncated_share"}
 
 
 def _line(record: dict[str, Any]) -> str:

@@ -85,8 +85,9 @@ class Alarm:
     def __init__(self, rules: LengthAlarm, before: Sequence[dict[str, Any]] = ()) -> None:
         """Take in the steps of an earlier process too, so that a restart forgets nothing."""
         self.rules = rules
-        self.lengths = [float(record["response_length"]) for record in before]
-        self.truncated = [float(record["truncated_share"]) for record in before]
+        whole = [record for record in before if {"response_length", "truncated_share"} <= record.keys()]
+        self.lengths = [float(record["response_length"]) for record in whole]
+        self.truncated = [float(record["truncated_share"]) for record in whole]
 
     def observe(self, record: dict[str, Any]) -> str | None:
         """What is wrong after this step; None where nothing is."""

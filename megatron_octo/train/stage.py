@@ -388,4 +388,8 @@ def _write_result(
 
 def _losses_before(run: RunFolder, stage: str) -> dict[str, float] | None:
     """The losses noted before the first step, where this run resumed after it."""
-    return {r["source"]: r["loss"] for r in read_lines(run.validation(stage)) if r["step"] == 0} or None
+    return {
+        record["source"]: record["loss"]
+        for record in read_lines(run.validation(stage))
+        if record.get("step") == 0 and {"source", "loss"} <= record.keys()
+    } or None
