@@ -160,7 +160,7 @@ def test_a_resume_at_a_layout_that_the_checkpoint_cannot_take(begun, refused, tm
     shutil.copytree(begun / "runs", tmp_path / "runs")
     manifest = tmp_path / "runs/mini/stages/stable/checkpoints/step-0000004/manifest.json"
     content = json.loads(manifest.read_text())
-    content["resharding"] = "data_parallel"
+    content |= {"resharding": "data_parallel", "format": 1, "digest": None}
     manifest.write_text(json.dumps(content))
     message = refused(tmp_path, "stable", "-s", "parallel.tensor=2")
     assert "tensor 1 -> 2" in message and "resume under the old layout" in message
