@@ -46,9 +46,10 @@ def keep_lines_until(path: Path, step: int) -> Records:
     if not path.is_file():
         return Records([], 0)
     found = read_records(path)
-    kept = [record for record in found.kept if isinstance(record.get("step"), int) and record["step"] <= step]
+    whole = [record for record in found.kept if isinstance(record.get("step"), int)]
+    kept = [record for record in whole if record["step"] <= step]
     write_text_atomically(path, "".join(json.dumps(record) + "\n" for record in kept))
-    return Records(kept, found.torn)
+    return Records(kept, found.torn + len(found.kept) - len(whole))
 
 
 def missing_steps(records: list[dict[str, Any]], last: int) -> list[int]:

@@ -36,12 +36,12 @@ def test_a_resume_drops_the_steps_it_takes_again_and_a_torn_line(tmp_path):
     with open(path, "a") as file:
         file.write('{"step": 4, "resp')
     assert [r["step"] for r in read_lines(path)] == [1, 2, 3]
-    assert [r["step"] for r in keep_lines_until(path, 2)] == [1, 2]
+    assert [r["step"] for r in keep_lines_until(path, 2).kept] == [1, 2]
     append(path, record(3))
     assert [r["step"] for r in read_lines(path)] == [1, 2, 3]
 
 
 def test_nothing_before_the_first_step(tmp_path):
-    assert keep_lines_until(tmp_path / "metrics.jsonl", 0) == []
+    assert keep_lines_until(tmp_path / "metrics.jsonl", 0).kept == []
     with pytest.raises(FileNotFoundError):
         append(tmp_path / "absent" / "metrics.jsonl", record(1))

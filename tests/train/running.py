@@ -20,8 +20,8 @@ LAYOUT = ("parallel.pipeline=2", "stages.stable.tokens=1M")
 """Two ranks, and more steps than a test waits for."""
 
 
-HEARS_HANGUPS = ("env", "--default-signal=HUP")
-"""Undoes what nohup has done to the tests: a SIGHUP that is ignored stays ignored in all that they start."""
+HEARS_SIGNALS = ("env", "--default-signal=HUP,INT")
+"""Undoes what nohup and a shell's `&` have done to the tests: a signal that is ignored stays so in all they start."""
 
 
 class Training:
@@ -85,7 +85,7 @@ def training(folder: Path, *settings: str) -> Iterator[Training]:
     """Start it, and kill what is left of it at the end."""
     log = folder / "log"
     words = [word for setting in (*LAYOUT, *settings) for word in ("-s", setting)]
-    command = [*HEARS_HANGUPS, sys.executable, "-m", "megatron_octo.cli", "train", str(MINI), "stable", *words]
+    command = [*HEARS_SIGNALS, sys.executable, "-m", "megatron_octo.cli", "train", str(MINI), "stable", *words]
     environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "OCTO_RUNS", "MASTER_ADDR")}
     with open(log, "w") as output:
         process = subprocess.Popen(

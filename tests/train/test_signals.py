@@ -17,7 +17,7 @@ import pytest
 
 from megatron_octo.runtime.checkpoints import complete_steps
 from tests.support import LOOPBACK, MINI, lines, listening, octo
-from tests.train.running import HEARS_HANGUPS, LAYOUT, SECONDS, training
+from tests.train.running import HEARS_SIGNALS, LAYOUT, SECONDS, training
 
 REFERENCE_STEPS = 60
 
@@ -137,7 +137,7 @@ def test_a_terminal_that_is_gone_ends_no_training(workplace):
     """What is printed then fails, and the checkpoint is written all the same."""
     folder = workplace("gone")
     words = [word for setting in (*LAYOUT, EVERY) for word in ("-s", setting)]
-    command = [*HEARS_HANGUPS, sys.executable, "-m", "megatron_octo.cli", "train", str(MINI), "stable", *words]
+    command = [*HEARS_SIGNALS, sys.executable, "-m", "megatron_octo.cli", "train", str(MINI), "stable", *words]
     process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     stage = folder / "runs/mini/stages/stable"
     try:
@@ -205,11 +205,14 @@ def test_a_launcher_in_a_batch_script_is_no_rank(workplace, number):
     """SLURM_PROCID is there with one task too. A signal before any rank is started ends `octo train`."""
     folder = workplace("batch")
     as_task = {"SLURM_PROCID": "0", "SLURM_NTASKS": "1"}
-    command = [sys.executable, "-m", "megatron_octo.cli", "train", str(MINI), "stable", "-s", LAYOUT[1]]
+    command = [*HEARS_SIGNALS, sys.executable, "-m", "megatron_octo.cli", "train", str(MINI), "stable", "-s", LAYOUT[1]]
     process = subprocess.Popen(
         command, cwd=folder, env=os.environ | as_task, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     time.sleep(1.0)  # it imports
     process.send_signal(number)
-    assert process.wait(SECONDS) != 0
-    assert not (folder / "runs/mini/stages/stable/metrics.jsonl").exists()
+    try:
+        assert process.wait(SECONDS) != 0
+    finally:
+        process.kill()
+    assert not (folder / "runs/mini/stages/stable/result.json").exists()

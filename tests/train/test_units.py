@@ -59,6 +59,6 @@ def test_a_torn_line_drops_no_other(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b'{"step": 1}\n{"ste\n\xff\xfe\n[1]\n{"step": 4}\n{"loss": 1}\n{"step": 5}\n')
     found = keep_lines_until(path, 4)
-    assert [record["step"] for record in found.kept] == [1, 4] and found.torn == 3
+    assert [record["step"] for record in found.kept] == [1, 4] and found.torn == 4
     assert missing_steps(found.kept, 6) == [2, 3, 5, 6]
     assert path.read_text() == '{"step": 1}\n{"step": 4}\n'
