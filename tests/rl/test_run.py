@@ -1,5 +1,6 @@
 """`octo rl` for real: Ray, DeepSpeed and vLLM on the CPU, from an export; ended in the middle, and gone on with."""
 
+import contextlib
 import json
 import os
 import signal
@@ -7,6 +8,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+
+import psutil
 
 from tests.rl.runs import RL, WIDER, gone, needs_rl, processes_of
 from tests.support import LOOPBACK, MINI, lines, listening, octo
@@ -61,9 +64,19 @@ SECRETS = ["HF_TOKEN", "HF_SECRET", "VLLM_API_KEY", "OCTO_PASSWORD", "DS_KEY", "
 SECRET = "a-secret-that-nobody-may-read"
 
 
-def assert_kept_private(folder):
+def ray_session(pid):
+    """The folder of the Ray that a process has started: others may run on this machine."""
+    for process in psutil.Process(pid).children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            for word in process.cmdline():
+                if (at := word.find(f"{RAY_FOLDER}/session_")) >= 0:
+                    return Path(*Path(word[at:]).parts[:4])
+    raise AssertionError("no Ray below this process")
+
+
+def assert_kept_private(folder, pid):
     """No secret in a log, and no log of Ray's that others can read."""
-    session = Path(RAY_FOLDER, "session_latest").resolve()
+    session = ray_session(pid)
     logs = [path for path in session.rglob("*") if path.is_file() and not path.is_socket()]
     assert logs
     for path in [*logs, folder / "log.txt"]:
@@ -87,7 +100,7 @@ def test_a_run_that_is_ended_goes_on_at_its_step(exported):
         wait_for(folder / "checkpoints/whole/global_step1", process, log)
         assert processes_of(folder)
         assert listening(process.pid) <= LOOPBACK
-        assert_kept_private(folder)
+        assert_kept_private(folder, process.pid)
         process.send_signal(signal.SIGTERM)  # as SLURM does
         process.wait(120)
     assert gone(folder)
