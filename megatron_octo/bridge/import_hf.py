@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from megatron_octo.bridge.companions import FOLDER, copy_base
+from megatron_octo.bridge.companions import FOLDER, check_companions, copy_base
 from megatron_octo.bridge.hf_folder import HfFolder, open_hf_folder
 from megatron_octo.bridge.layout import Cut, check_layout, cuts, pipeline_rank_of
 from megatron_octo.bridge.place import check_place
@@ -55,6 +55,7 @@ def import_checkpoint(
     """
     folder = open_hf_folder(source)
     check_layout(folder.shape, layout)
+    check_companions(source)
     check_tokenizer(source, folder.shape.vocab_size)
     check_place(target, folder.bytes)
     seen = _Seen(folder)

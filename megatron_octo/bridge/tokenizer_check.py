@@ -46,6 +46,11 @@ def check_tokenizer(folder: Path, vocab_size: int) -> None:
 def _tokens(folder: Path) -> list[tuple[int, str]]:
     """Numbers and names of the tokens in all files that number them; of a table in order, the last one alone."""
     whole = _object(folder / TOKENIZER)
+    if (folder / TOKENIZER).is_file() and not isinstance(whole.get("model"), dict):
+        raise ModelError(
+            f"{folder / TOKENIZER}: holds no tokenizer (model is {json_kind(whole.get('model'))}, not an object); "
+            "copy it again"
+        )
     vocabulary = _part(whole.get("model"), "vocab", folder / TOKENIZER)
     found: list[tuple[Any, Any]] = []
     if isinstance(vocabulary, dict):

@@ -3,8 +3,9 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import BaseModel, ConfigDict, Field
 from rich.console import Console
 from rich.markup import escape
 
@@ -14,7 +15,7 @@ from megatron_octo.data.heldout import read_heldout
 from megatron_octo.errors import CheckpointError, DataError
 from megatron_octo.eval.generate import Completion, generate
 from megatron_octo.grading.boxes import last_boxed
-from megatron_octo.reading.json_text import read_json_object
+from megatron_octo.reading.json_text import read_json_object, validated
 from megatron_octo.recipe import Recipe
 from megatron_octo.runtime.checkpoints import MANIFEST
 from megatron_octo.runtime.files import sha256_of, sha256_of_json, write_json_atomically, write_text_atomically
@@ -23,6 +24,26 @@ from megatron_octo.runtime.run_folder import RunFolder
 MAX_TOKENS = 96
 """Longer than any worked answer to a held-out problem."""
 SHOWN = 3
+_ASK_AGAIN = "remove it, to ask again"
+_Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class _StageResult(BaseModel):
+    """What is shown of an earlier `eval/<stage>/heldout.json`."""
+
+    model_config = ConfigDict(strict=True)
+    right: int = Field(ge=0)
+    problems: int = Field(ge=1)
+    accuracy: _Share
+
+
+class _ReinforcedResult(BaseModel):
+    """What is shown of an earlier `rl/<stage>/heldout.json`."""
+
+    model_config = ConfigDict(strict=True)
+    problems: int = Field(ge=1)
+    accuracy_before: _Share
+    accuracy_after: _Share
 
 
 @dataclass(frozen=True)
@@ -65,6 +86,7 @@ def answer_heldout(recipe: Recipe, run: RunFolder, stages: list[str], console: C
         before = _known(path)
         of = {"checkpoint_manifest_sha256": digest, "problems_sha256": sha256_of(run.heldout)}
         if {key: before.get(key) for key in of} == of:
+            validated(before, _StageResult, str(path), DataError, _ASK_AGAIN)
             console.print(f"{stage}: {_score(before)}, answered already; skipped", highlight=False)
             continue
         checked_export(run.exported(stage), f"run `octo export {recipe.name} {stage}` again")
@@ -106,6 +128,7 @@ def answer_reinforced(recipe: Recipe, run: RunFolder, stage: str, console: Conso
     path = folder / "heldout.json"
     known = _known(path)
     if {key: known.get(key) for key in of} == of:
+        validated(known, _ReinforcedResult, str(path), DataError, _ASK_AGAIN)
         console.print(f"{_reinforced_score(stage, known)}, answered already; skipped", highlight=False, soft_wrap=True)
         return known
     checked_export(models["before"], f"run `octo export {recipe.name} {stage}` again")
@@ -126,7 +149,7 @@ def answer_reinforced(recipe: Recipe, run: RunFolder, stage: str, console: Conso
 
 
 def _known(path: Path) -> dict[str, Any]:
-    return read_json_object(path, DataError, "remove it, to ask again") if path.is_file() else {}
+    return read_json_object(path, DataError, _ASK_AGAIN) if path.is_file() else {}
 
 
 def _reinforced_score(stage: str, result: dict[str, Any]) -> str:

@@ -27,6 +27,7 @@ from megatron_octo.runtime.files import sha256_of_json, write_json_atomically, w
 from megatron_octo.runtime.local_ray import keep_on_this_machine
 from megatron_octo.runtime.records import read_lines
 from megatron_octo.runtime.run_folder import RunFolder
+from megatron_octo.runtime.torch_extensions import use_own_extensions
 
 _NEEDED = ("openrlhf", "ray", "deepspeed", "math-verify")
 _POLL_SECONDS = 0.5
@@ -242,6 +243,7 @@ def _run(session: Session, words: list[str], slots: int, steps: int, stage: str,
         )
     if session.rl.ray_address is None:
         keep_on_this_machine(environment)
+        use_own_extensions(environment)
     else:
         console.print(_OPEN_CLUSTER.format(address=session.rl.ray_address), highlight=False, soft_wrap=True)
     environment.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB

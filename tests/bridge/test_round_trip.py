@@ -162,11 +162,12 @@ def test_an_export_can_take_the_place_of_an_older_one(tmp_path):
 def test_a_configuration_given_by_hand_brings_its_tokenizer(tmp_path):
     """A checkpoint of Megatron-LM has neither configuration nor tokenizer."""
     hf = make_model("llama-3.2", tmp_path / "hf")
-    (hf / "tokenizer.json").write_text("{}")
+    tokenizer = '{"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}}'
+    (hf / "tokenizer.json").write_text(tokenizer)
     import_checkpoint(hf, tmp_path / "m", Parallel())
     (tmp_path / "m" / "manifest.json").unlink()
     shutil.rmtree(tmp_path / "m" / "hf")
     export_checkpoint(tmp_path / "m", tmp_path / "back", config=hf)
-    assert (tmp_path / "back" / "tokenizer.json").read_text() == "{}"
+    assert (tmp_path / "back" / "tokenizer.json").read_text() == tokenizer
     written = json.loads((tmp_path / "back" / "config.json").read_text())
     assert written["eos_token_id"] == json.loads((hf / "config.json").read_text())["eos_token_id"]

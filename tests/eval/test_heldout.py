@@ -63,6 +63,13 @@ def test_held_out_problems_are_answered_once_and_summed_up(exported):
     again = octo("heldout", str(MINI), "stable", *WIDER, cwd=exported).stdout
     assert "answered already; skipped" in again
     assert "already exported" in octo("export", str(MINI), "stable", *WIDER, cwd=exported).stdout
+    known = exported / "runs/mini/eval/stable/heldout.json"
+    written = known.read_text()
+    known.write_text(json.dumps(json.loads(written) | {"accuracy": "all"}))
+    refused = octo("heldout", str(MINI), "stable", *WIDER, cwd=exported, check=False)
+    known.write_text(written)
+    assert refused.returncode == 2 and "heldout.json: accuracy = 'all'" in refused.stderr
+    assert "remove it, to ask again" in refused.stderr
 
 
 def test_other_problems_are_asked_again(exported, tmp_path):

@@ -38,3 +38,11 @@ def gone(folder):
         time.sleep(0.5)
     assert left == []
     return True
+
+
+def wait_for(path, process, log):
+    """Until a process has made a file; its log where it ends first."""
+    end = time.monotonic() + 400
+    while not path.is_file():
+        assert process.poll() is None and time.monotonic() < end, log.read_text()
+        time.sleep(0.2)

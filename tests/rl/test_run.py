@@ -6,12 +6,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
 
-from tests.rl.runs import RL, WIDER, gone, needs_rl, processes_of
+from tests.rl.runs import RL, WIDER, gone, needs_rl, processes_of, wait_for
 from tests.support import LOOPBACK, MINI, lines, listening, octo
 
 RAY_FOLDER = "/tmp/ray"
@@ -51,13 +50,6 @@ def test_refusals_come_before_ray(exported, tmp_path):
     assert "max_prompt" in refused(exported, "-s", "rl.max_promt_tokens=24")
     misspelt = refused(exported, "-s", "rl.openrlhf={actor.max_nrom: 0.5}")
     assert "OpenRLHF refuses its options: unrecognized arguments: --actor.max_nrom" in misspelt
-
-
-def wait_for(path, process, log):
-    end = time.monotonic() + 400
-    while not path.is_file():
-        assert process.poll() is None and time.monotonic() < end, log.read_text()
-        time.sleep(0.2)
 
 
 SECRETS = ["HF_TOKEN", "HF_SECRET", "VLLM_API_KEY", "OCTO_PASSWORD", "DS_KEY", "NCCL_KEY", "OMP_KEY", "WANDB_API_KEY"]

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
@@ -9,7 +10,7 @@ from io import BytesIO
 
 import pytest
 
-from tests.rl.runs import RL, WIDER, needs_rl
+from tests.rl.runs import RL, WIDER, gone, needs_rl, wait_for
 from tests.support import MINI, ROOT, lines, octo
 
 OLD = "e9c0304"
@@ -28,12 +29,17 @@ def old_code(tmp_path_factory):
     return folder
 
 
-def octo_of(code, *arguments, cwd):
+def started(code, *arguments, cwd, **options):
     environment = os.environ | {"PYTHONPATH": str(code)}
     command = [sys.executable, "-m", "megatron_octo.cli", *arguments]
-    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    return subprocess.Popen(command, cwd=cwd, env=environment, stderr=subprocess.STDOUT, text=True, **options)
+
+
+def octo_of(code, *arguments, cwd):
+    process = started(code, *arguments, cwd=cwd, stdout=subprocess.PIPE)
+    told, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, told
+    return told
 
 
 @pytest.mark.slow
@@ -91,3 +97,26 @@ def test_an_rl_run_is_known_by_the_same_settings(old_code, tmp_path, prompts):
         )  # fmt: skip
         digests.append(done.stdout.strip())
     assert digests[0] == digests[1]
+
+
+@needs_rl
+@pytest.mark.skipif("OCTO_LONG_TESTS" not in os.environ, reason="takes two minutes: OCTO_LONG_TESTS=1 runs it")
+def test_an_rl_run_goes_on(old_code, tmp_path):
+    """Its export, its settings, its checkpoints and its records are taken as they are."""
+    settings = [*WIDER, "-s", RL]
+    octo_of(old_code, "data", "prepare", str(MINI), "--workers", "1", cwd=tmp_path)
+    octo_of(old_code, "train", str(MINI), "stable", *WIDER, cwd=tmp_path)
+    octo_of(old_code, "export", str(MINI), "stable", *WIDER, cwd=tmp_path)
+    folder, log = tmp_path / "runs/mini/rl/stable", tmp_path / "rl.txt"
+    with open(log, "w") as output:
+        process = started(old_code, "rl", str(MINI), "stable", *settings, cwd=tmp_path, stdout=output)
+        wait_for(folder / "checkpoints/whole/global_step1", process, log)
+        process.send_signal(signal.SIGTERM)
+        process.wait(120)
+    assert gone(folder) and not (folder / "result.json").exists()
+    before = lines(folder / "metrics.jsonl")
+    octo("rl", str(MINI), "stable", *settings, cwd=tmp_path, timeout=500)
+    records = lines(folder / "metrics.jsonl")
+    assert [record["step"] for record in records] == [1, 2, 3]
+    assert records[0] == before[0]
+    assert (folder / "last/config.json").is_file()
