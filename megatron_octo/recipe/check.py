@@ -147,7 +147,7 @@ def _rates(recipe: Recipe) -> Iterator[Problem]:
             yield Problem(f"stages.{name}.parent.at", mark, "the base model has no token mark", "leave it out")
             continue
         above = recipe.parent_learning_rate(name)
-        first = shape.peak or recipe.train.learning_rate
+        first = stage.peak_learning_rate(recipe.train)
         if above is not None and shape.warmup == 0 and abs(first - above) > LEARNING_RATE_TOLERANCE * above:
             yield Problem(
                 f"stages.{name}.learning_rate.peak",

@@ -21,7 +21,7 @@ def learning_rate(stage: Stage, tokens: float, train: TrainSection) -> float:
     Source: OctoThinker, arXiv 2506.20512 (constant, then cosine to a tenth).
     """
     shape = stage.learning_rate
-    peak = shape.peak or train.learning_rate
+    peak = stage.peak_learning_rate(train)
     if tokens < shape.warmup:
         return peak * tokens / shape.warmup
     span = stage.tokens - shape.warmup

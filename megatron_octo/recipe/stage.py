@@ -6,7 +6,7 @@ from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, P
 
 from megatron_octo.recipe.base import Name, Section
 from megatron_octo.recipe.tokens import Tokens, parse_tokens
-from megatron_octo.recipe.train import Parallel
+from megatron_octo.recipe.train import Parallel, TrainSection
 
 BASE = "base"
 """The parent of a stage that starts the lineage."""
@@ -51,3 +51,7 @@ class Stage(Section):
     parallel: Parallel | None = None
     """None: the recipe's layout."""
     description: str = ""
+
+    def peak_learning_rate(self, train: TrainSection) -> float:
+        """The highest rate of the stage: its own `peak`, or else the recipe's `train.learning_rate`."""
+        return self.learning_rate.peak or train.learning_rate
