@@ -19,7 +19,7 @@ from megatron_octo.bridge.special_values import Rounding
 from megatron_octo.bridge.verify import TensorReport, verify_tensors
 from megatron_octo.bridge.weight_map import in_order, sizes_of
 from megatron_octo.errors import CheckpointError, ModelError
-from megatron_octo.runtime.beside import folder_beside, put_in_new_place, put_in_place
+from megatron_octo.runtime.atomic_folder import publish_folder, temporary_folder_for
 from megatron_octo.runtime.checkpoints import record_files, verify_checkpoint
 from megatron_octo.runtime.files import sync, sync_tree, write_json_atomically
 
@@ -70,7 +70,7 @@ def export_checkpoint(
     lineage, rounding = lineage_of(source), Rounding(dtype)
     planned = _plan(checkpoint, dtype)
     check_place(target, sum(tensor.bytes for tensor in planned), may_replace=replace)
-    with folder_beside(target) as work, ThreadPoolExecutor(3) as background:
+    with temporary_folder_for(target) as work, ThreadPoolExecutor(3) as background:
         output = work / "output"
         output.mkdir()
         # a flipped bit would be exported, and compared with itself; hashing goes on beside the conversion
@@ -114,10 +114,7 @@ def export_checkpoint(
         for flush in flushed:
             flush.result()
         sync_tree(output)
-        if replace:
-            put_in_place(output, target)
-        else:
-            put_in_new_place(output, target)
+        publish_folder(output, target, replace=replace)
     return report
 
 

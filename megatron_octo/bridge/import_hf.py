@@ -19,7 +19,7 @@ from megatron_octo.bridge.torch_dist import Chunk, write_torch_dist
 from megatron_octo.bridge.weight_map import Rule, sizes_of
 from megatron_octo.errors import ModelError
 from megatron_octo.recipe import BASE, Parallel
-from megatron_octo.runtime.beside import folder_beside, put_in_new_place
+from megatron_octo.runtime.atomic_folder import publish_folder, temporary_folder_for
 from megatron_octo.runtime.checkpoints import CheckpointManifest, record_files, write_checkpoint_manifest
 from megatron_octo.runtime.files import sync_tree
 
@@ -59,7 +59,7 @@ def import_checkpoint(
     check_tokenizer(source, folder.shape.vocab_size)
     check_place(target, folder.bytes)
     seen = _Seen(folder)
-    with folder_beside(target) as work:
+    with temporary_folder_for(target) as work:
         output = work / "output"
         output.mkdir()
         ranks = [
@@ -97,7 +97,7 @@ def import_checkpoint(
             files=record_files(output, on_bytes),
         )
         manifest = write_checkpoint_manifest(output, manifest)
-        put_in_new_place(output, target)
+        publish_folder(output, target, replace=False)
     return manifest
 
 

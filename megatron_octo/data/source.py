@@ -24,7 +24,7 @@ from megatron_octo.data.tally import Tally, read_report
 from megatron_octo.data.writer import TokenWriter
 from megatron_octo.errors import DataError
 from megatron_octo.recipe.data import BuiltinSource, Source
-from megatron_octo.runtime.beside import folder_beside, put_in_place
+from megatron_octo.runtime.atomic_folder import publish_folder, temporary_folder_for
 from megatron_octo.runtime.files import sha256_of, write_json_atomically
 
 _VERSIONS_OF = ("megatron-octo", "megatron-core", "datatrove", "tokenizers", "reasoning-gym")
@@ -60,12 +60,12 @@ def prepare_source(name: str, source: Source, inputs: Inputs, digest: str, final
         DataError: too many bad rows, too little text for the validation split, or a damaged input.
     """
     limits = Limits(source.max_documents, source.max_tokens, source.validation_documents)
-    with folder_beside(final) as folder, ThreadPoolExecutor(1) as beside:
+    with temporary_folder_for(final) as folder, ThreadPoolExecutor(1) as background:
         tasks, output = folder / "tasks", folder / "output"
         tasks.mkdir()
         output.mkdir()
         # the input is hashed while it is tokenized; hashing lets go of the interpreter
-        hashes = beside.submit(lambda: tuple(_described(path) for path in inputs.files))
+        hashes = background.submit(lambda: tuple(_described(path) for path in inputs.files))
         try:
             with progress_of(common.console, name, tasks, inputs.tasks, inputs.total):
                 run_pipeline(
@@ -78,7 +78,7 @@ def prepare_source(name: str, source: Source, inputs: Inputs, digest: str, final
                 )
             plan, reports = _weighed(name, source, tasks, inputs.tasks, limits)
         except BaseException:
-            beside.shutdown(wait=False, cancel_futures=True)
+            background.shutdown(wait=False, cancel_futures=True)
             raise
         dtype = _dtype(common.tokenizer)
         train = write_split(tasks, plan, "train", dtype, output)
@@ -109,7 +109,7 @@ def prepare_source(name: str, source: Source, inputs: Inputs, digest: str, final
             versions={package: _version(package) for package in _VERSIONS_OF},
         )
         write_json_atomically(output / MANIFEST, manifest.model_dump(mode="json"))
-        put_in_place(output, final)
+        publish_folder(output, final, replace=True)
     return Prepared(manifest, bad_rows)
 
 

@@ -9,8 +9,8 @@ from typing import Literal
 from megatron_octo.recipe import BASE, Recipe
 from megatron_octo.report.rows import read_steps
 from megatron_octo.runtime.checkpoints import complete_steps
-from megatron_octo.runtime.claims import is_alive, read_claim
 from megatron_octo.runtime.run_folder import RunFolder
+from megatron_octo.runtime.stage_lock import is_alive, read_claim
 
 State = Literal["done", "running", "interrupted", "ready", "waiting"]
 
@@ -87,7 +87,7 @@ def _parent_is_there(recipe: Recipe, run: RunFolder, name: str) -> bool:
 
 def _is_running(run: RunFolder, name: str) -> bool:
     """Whether the process that says it trains the stage is alive."""
-    claim = read_claim(run.stage(name) / "running.json")
+    claim = read_claim(run.running(name))
     if claim is None:
         return False
     if claim.get("host") == socket.gethostname():

@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from megatron_octo.runtime.beside import put_in_place
+from megatron_octo.runtime.atomic_folder import publish_folder
 from megatron_octo.runtime.files import sync_tree, write_text_atomically
 from megatron_octo.runtime.records import read_lines
 
@@ -74,7 +74,7 @@ def publish_best(folder: Path, scores: Path) -> dict[str, Any] | None:
     shutil.rmtree(partial, ignore_errors=True)
     shutil.copytree(checkpoints / f"{tag}{_HF}", partial)
     sync_tree(partial)
-    put_in_place(partial, best)
+    publish_folder(partial, best, replace=True)
     by_step = {score["step"]: score["accuracy"] for score in read_lines(scores)}
     return {"step": _step(tag), "accuracy": by_step.get(_step(tag))}
 

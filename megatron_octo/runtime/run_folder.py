@@ -10,6 +10,7 @@ from megatron_octo.errors import RecipeError
 from megatron_octo.reading.text import shown_path
 from megatron_octo.recipe import Recipe, dump_recipe, load_recipe
 from megatron_octo.runtime.files import write_text_atomically
+from megatron_octo.runtime.rl_folder import RlFolder
 
 _VERSIONS_OF = ("megatron-octo", "torch", "megatron-core", "transformers", "datatrove", "reasoning-gym")
 
@@ -87,6 +88,14 @@ class RunFolder:
         """Written last when a stage is done; its presence is what "done" means."""
         return self.stage(stage) / "result.json"
 
+    def running(self, stage: str) -> Path:
+        """Which process trains the stage, while it does."""
+        return self.stage(stage) / "running.json"
+
+    def stage_lock(self, stage: str) -> Path:
+        """Held by the process that trains the stage."""
+        return self.stage(stage) / "lock"
+
     def stage_recipe(self, stage: str) -> Path:
         """The resolved recipe that a stage's ranks were last started with."""
         return self.stage(stage) / "recipe.yaml"
@@ -95,6 +104,10 @@ class RunFolder:
         """A stage's last checkpoint as Hugging Face stores models."""
         return self.stage(stage) / "hf"
 
+    def rl(self, stage: str) -> RlFolder:
+        """The RL run that starts from a stage's export."""
+        return RlFolder(self.root / "rl" / stage)
+
     def reinforced(self, stage: str) -> Path:
         """The RL run from a stage's export."""
         return self.root / "rl" / stage
@@ -102,6 +115,14 @@ class RunFolder:
     def evaluation(self, stage: str) -> Path:
         """What a stage's model was measured to do."""
         return self.root / "eval" / stage
+
+    def heldout_result(self, stage: str) -> Path:
+        """A stage's accuracy on the held-out problems."""
+        return self.evaluation(stage) / "heldout.json"
+
+    def heldout_answers(self, stage: str) -> Path:
+        """One line an answer of a stage to a held-out problem."""
+        return self.evaluation(stage) / "heldout.jsonl"
 
     def make(self) -> None:
         """Create the folder, for this user alone. One that is there keeps its permissions."""

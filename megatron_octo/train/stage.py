@@ -1,7 +1,5 @@
 """Train one stage of a recipe, on this rank: set up, find the start, run the loop, write the result."""
 
-import os
-import socket
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -33,12 +31,12 @@ from megatron_octo.runtime.rank import Rank
 from megatron_octo.runtime.records import as_ranges, read_lines
 from megatron_octo.runtime.run_folder import RunFolder
 from megatron_octo.runtime.signals import StopRequest, listen_for_stop
+from megatron_octo.runtime.stage_lock import hold_stage, write_claim
 from megatron_octo.train.agreement import check_agreement
 from megatron_octo.train.corpus import epochs, stage_sources, token_ids
 from megatron_octo.train.display import Display
 from megatron_octo.train.done import decisive_settings, read_lineage
 from megatron_octo.train.integrity import checkpoint_files, data_files, verify_files
-from megatron_octo.train.lock import hold_stage
 from megatron_octo.train.loop import Hooks, Progress, Setup, StepRecord, train_steps
 from megatron_octo.train.metrics import MetricsWriter
 from megatron_octo.train.optimizer import build_optimizer, wrap_data_parallel
@@ -141,7 +139,7 @@ def _train(
         checkpoint_steps=frozenset(recipe.branch_steps(stage)),
         stop_after_step=options.stop_after_step,
     )
-    from_first_rank(lambda: hold_stage(run.stage(stage)))
+    from_first_rank(lambda: hold_stage(run, stage))
     keep = recipe.branch_steps(stage)
     saver = CheckpointSaver(run.checkpoints(stage), rank, train.checkpointing, keep, hang.other_work)
     display = Display(stage, steps, progress.step) if rank.is_first else None
@@ -225,7 +223,7 @@ def _train(
         if writer is not None:
             writer.close()
         if rank.is_first:
-            (run.stage(stage) / "running.json").unlink(missing_ok=True)
+            run.running(stage).unlink(missing_ok=True)
 
 
 def _verify_inputs(recipe: Recipe, run: RunFolder, stage: str, origin: Origin, rank: Rank, hang: HangWatch) -> str:
@@ -289,10 +287,7 @@ def _begin(
     recipe: Recipe, run: RunFolder, stage: str, origin: Origin, order: dict[str, Any], accepted: list[str]
 ) -> None:
     """Record the lineage and that this stage is running."""
-    write_json_atomically(
-        run.stage(stage) / "running.json",
-        {"pid": os.getpid(), "host": socket.gethostname(), "started": datetime.now(UTC).isoformat()},
-    )
+    write_claim(run.running(stage))
     if origin.kind == "resume":
         if accepted:  # from here on the stage is the recipe's as it is now; what it was is not forgotten
             lineage = read_lineage(run, stage)

@@ -1,4 +1,4 @@
-"""The folder that long work is done in, and who may clear it."""
+"""Temporary folders, who may clear them, and their renaming."""
 
 import re
 import subprocess
@@ -7,13 +7,13 @@ import sys
 import pytest
 
 from megatron_octo.errors import RuntimeSetupError
-from megatron_octo.runtime.beside import folder_beside, put_in_new_place, put_in_place
+from megatron_octo.runtime.atomic_folder import publish_folder, temporary_folder_for
 
 HOLD = """
 import sys
 from pathlib import Path
-from megatron_octo.runtime.beside import folder_beside
-with folder_beside(Path(sys.argv[1])) as folder:
+from megatron_octo.runtime.atomic_folder import temporary_folder_for
+with temporary_folder_for(Path(sys.argv[1])) as folder:
     print(folder.name, flush=True)
     sys.stdin.read()
 """
@@ -29,62 +29,62 @@ def holder(tmp_path):
     process.communicate()
 
 
-def test_what_another_process_is_making_is_left_alone(tmp_path, holder):
+def test_a_folder_that_another_process_is_making_is_left_alone(tmp_path, holder):
     process, name = holder
     said = rf"final: process {process.pid} is making it now .*{re.escape(name)}"
-    with pytest.raises(RuntimeSetupError, match=said), folder_beside(tmp_path / "final"):
+    with pytest.raises(RuntimeSetupError, match=said), temporary_folder_for(tmp_path / "final"):
         pass
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
-def test_what_a_killed_process_left_is_cleared(tmp_path, holder):
+def test_the_folder_of_a_killed_process_is_removed(tmp_path, holder):
     process, name = holder
     process.kill()
     process.wait()
     assert (tmp_path / name).is_dir()
-    with folder_beside(tmp_path / "final") as folder:
+    with temporary_folder_for(tmp_path / "final") as folder:
         assert [path.name for path in tmp_path.iterdir()] == [folder.name]
     assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_is_locked_before_it_has_a_name_that_others_clear(tmp_path, monkeypatch):
-    """Between making and locking its folder, a process was taken for a dead one by the next, and its work cleared."""
-    from megatron_octo.runtime import beside
+    """A process could be taken for dead between making its folder and locking it, and its work was removed."""
+    from megatron_octo.runtime import lock
 
     seen = []
-    flock = beside.fcntl.flock
+    flock = lock.fcntl.flock
 
     def locking(file, how):
         seen.extend(path.name for path in tmp_path.glob(".final.partial-*"))
         return flock(file, how)
 
-    monkeypatch.setattr(beside.fcntl, "flock", locking)
-    with folder_beside(tmp_path / "final") as folder:
+    monkeypatch.setattr(lock.fcntl, "flock", locking)
+    with temporary_folder_for(tmp_path / "final") as folder:
         assert folder.is_dir()
     assert seen == []
 
 
-def test_a_name_with_the_signs_of_a_pattern_clears_no_other(tmp_path):
+def test_a_name_with_wildcards_clears_no_other(tmp_path):
     other = tmp_path / ".a.partial-1"
     other.mkdir()
-    with folder_beside(tmp_path / "[ab]"):
+    with temporary_folder_for(tmp_path / "[ab]"):
         pass
     assert other.is_dir()
 
 
-def test_put_in_place_takes_the_place_of_what_stands_there(tmp_path):
+def test_a_published_folder_replaces_the_old_one(tmp_path):
     for name in ("new", "final"):
         (tmp_path / name).mkdir()
         (tmp_path / name / name).touch()
-    put_in_place(tmp_path / "new", tmp_path / "final")
+    publish_folder(tmp_path / "new", tmp_path / "final", replace=True)
     assert [path.name for path in (tmp_path / "final").iterdir()] == ["new"]
     assert [path.name for path in tmp_path.iterdir()] == ["final"]
 
 
-def test_put_in_new_place_does_not(tmp_path):
+def test_a_folder_is_not_replaced_unasked(tmp_path):
     for name in ("new", "final"):
         (tmp_path / name).mkdir()
         (tmp_path / name / name).touch()
-    with pytest.raises(RuntimeSetupError, match="something came to stand there meanwhile"):
-        put_in_new_place(tmp_path / "new", tmp_path / "final")
+    with pytest.raises(RuntimeSetupError, match="something was put there meanwhile"):
+        publish_folder(tmp_path / "new", tmp_path / "final", replace=False)
     assert [path.name for path in (tmp_path / "final").iterdir()] == ["final"]
