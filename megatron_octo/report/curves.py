@@ -1,7 +1,6 @@
 """Training curves of a whole tree of stages on one page."""
 
 import io
-import os
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +23,7 @@ from megatron_octo.report.panels import (
 )
 from megatron_octo.report.rows import StepRow, read_steps, read_validation
 from megatron_octo.report.smooth import smoothed
-from megatron_octo.runtime.files import sync
+from megatron_octo.runtime.files import write_bytes_atomically
 from megatron_octo.runtime.run_folder import RunFolder
 
 _TRUNK = "#3b4252"
@@ -150,16 +149,9 @@ def _write_title(figure: Figure, recipe: Recipe, curves: list[Curve], right: flo
 
 
 def save_figure(figure: Figure, path: Path) -> Path:
-    """Write beside, flush, rename."""
+    """Write a figure as a PNG, whole or not at all; returns its path."""
     picture = io.BytesIO()
     FigureCanvasAgg(figure)
     figure.savefig(picture, format="png")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with open(beside, "wb") as file:
-        file.write(picture.getvalue())
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
-    sync(path.parent)
+    write_bytes_atomically(path, picture.getvalue())
     return path

@@ -22,15 +22,20 @@ _STALE_SECONDS = 24 * 3600.0
 
 
 def write_text_atomically(path: Path, text: str) -> None:
-    """Put `text` at `path`; a reader sees the old file or the new one, never a part.
+    """Put `text` at `path` in UTF-8; a reader sees the old file or the new one, never a part."""
+    write_bytes_atomically(path, text.encode())
+
+
+def write_bytes_atomically(path: Path, content: bytes) -> None:
+    """Put `content` at `path`; a reader sees the old file or the new one, never a part.
 
     What an interrupted call for the same path left is removed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     clear_partial_files(path.parent, path.name)
     beside = path.with_name(f".{path.name}.{_host()}-{os.getpid()}.partial")
-    with open(beside, "w", encoding="utf-8") as file:
-        file.write(text)
+    with open(beside, "wb") as file:
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
     os.replace(beside, path)
