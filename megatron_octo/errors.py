@@ -1,11 +1,13 @@
-"""Errors a user can act on.
+"""Errors a user can act on, and hints for their messages.
 
 Every message says what was found, what is allowed, and the way out. `octo` prints the message alone (no
 traceback) and exits with the class's `exit_code`; anything that is not an `OctoError` is a bug and keeps
 its traceback.
 """
 
+import difflib
 import errno
+from collections.abc import Iterable
 
 
 class OctoError(Exception):
@@ -61,6 +63,21 @@ _WAYS_OUT = {
     errno.EMFILE: "raise the limit of open files (ulimit -n)",
     errno.ENFILE: "raise the limit of open files (ulimit -n)",
 }
+
+
+_LONGEST_WORD = 100
+"""Characters compared of a misspelt word: the comparison takes their square."""
+
+
+def closest(word: str, known: Iterable[str]) -> str | None:
+    """The known word that is spelt most like another one; None where none comes near."""
+    return next(iter(difflib.get_close_matches(word[:_LONGEST_WORD], list(known), n=1)), None)
+
+
+def did_you_mean(word: str, known: Iterable[str], otherwise: str) -> str:
+    """The way out of a misspelling: `did you mean 'tiny'?`, or `otherwise` where no known word comes near."""
+    match = closest(word, known)
+    return f"did you mean {match!r}?" if match is not None else otherwise
 
 
 def explain_os_error(error: BaseException | None) -> str | None:
