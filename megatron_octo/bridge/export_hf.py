@@ -20,8 +20,9 @@ from megatron_octo.bridge.verify import TensorReport, verify_tensors
 from megatron_octo.bridge.weight_map import in_order, sizes_of
 from megatron_octo.errors import CheckpointError, ModelError
 from megatron_octo.runtime.atomic_folder import publish_folder, temporary_folder_for
-from megatron_octo.runtime.checkpoints import record_files, verify_checkpoint
+from megatron_octo.runtime.checkpoints import verify_checkpoint
 from megatron_octo.runtime.files import sync, sync_tree, write_json_atomically
+from megatron_octo.runtime.recorded_files import record_files
 
 OnBytes = Callable[[int], None]
 

@@ -6,10 +6,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from megatron_octo.errors import CheckpointError
 from megatron_octo.reading.json_text import read_record
-from megatron_octo.runtime.checkpoints import FileRecord, files_below
-from megatron_octo.runtime.files import sha256_of_all
 from megatron_octo.runtime.links import check_inside
 from megatron_octo.runtime.progress import byte_progress
+from megatron_octo.runtime.recorded_files import RecordedFile, find_damage, find_unrecorded, locate
 
 RECORD = "octo_export.json"
 """What an export says of itself: the checkpoint it is of, and its files' hashes."""
@@ -28,7 +27,7 @@ class ExportRecord(BaseModel):
     checkpoint: str
     checkpoint_manifest_sha256: str | None
     """None for a checkpoint that another program saved."""
-    files: list[FileRecord] = Field(min_length=1)
+    files: list[RecordedFile] = Field(min_length=1)
 
 
 def is_export(folder: Path) -> bool:
@@ -60,22 +59,13 @@ def checked_export(folder: Path, way_out: str) -> str | None:
     if not is_export(folder):
         raise CheckpointError(f"{folder}: no {RECORD}, so it is no export; {way_out}")
     record = _record(folder)
+    files = locate(folder, record.files)
+    for path in files:
+        check_inside(folder, path, CheckpointError)
+    with byte_progress(f"check {folder}", sum(file.bytes for file in record.files)) as on_bytes:
+        damage = find_damage(files, on_bytes)
     wrong = [f"{name}: not of this export" for name in _surplus(folder, record)]
-    present = []
-    for file in record.files:
-        path = folder / file.path
-        size = path.stat().st_size if path.is_file() else None
-        if size == file.bytes:
-            check_inside(folder, path, CheckpointError)
-            present.append(file)
-        else:
-            found = "missing" if size is None else f"{size:,} bytes"
-            wrong.append(f"{file.path}: {found}, and {file.bytes:,} were written")
-    with byte_progress(f"check {folder}", sum(file.bytes for file in present)) as on_bytes:
-        digests = sha256_of_all([folder / file.path for file in present], on_bytes)
-    for file, digest in zip(present, digests, strict=True):
-        if digest != file.sha256:
-            wrong.append(f"{file.path}: SHA-256 {digest[:12]}..., and {file.sha256[:12]}... was written")
+    wrong += [f"{path.relative_to(folder)}: {problem}" for path, problem in damage]
     if wrong:
         shown = wrong[:8] + ([f"and {len(wrong) - 8} more"] if len(wrong) > 8 else [])
         raise CheckpointError(f"{folder}: not what was exported; {way_out}\n  " + "\n  ".join(shown))
@@ -92,5 +82,5 @@ def _record(folder: Path) -> ExportRecord:
 
 def _surplus(folder: Path, record: ExportRecord) -> list[str]:
     """Files that are not of the export, and that a library would load all the same."""
-    listed = {file.path for file in record.files} | {RECORD, _CARD}
-    return [name for name in files_below(folder) if name not in listed and Path(name).suffix.lower() in _LOADED]
+    unrecorded = find_unrecorded(folder, record.files, {RECORD, _CARD})
+    return [name for name in unrecorded if Path(name).suffix.lower() in _LOADED]

@@ -20,8 +20,9 @@ from megatron_octo.bridge.weight_map import Rule, sizes_of
 from megatron_octo.errors import ModelError
 from megatron_octo.recipe import BASE, Parallel
 from megatron_octo.runtime.atomic_folder import publish_folder, temporary_folder_for
-from megatron_octo.runtime.checkpoints import CheckpointManifest, record_files, write_checkpoint_manifest
+from megatron_octo.runtime.checkpoints import CheckpointManifest, write_checkpoint_manifest
 from megatron_octo.runtime.files import sync_tree
+from megatron_octo.runtime.recorded_files import record_files
 
 OnBytes = Callable[[int], None]
 

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt
 from megatron_octo.errors import DataError
 from megatron_octo.reading.json_text import read_record
 from megatron_octo.reading.text import shown_path
-from megatron_octo.runtime.files import sha256_of_all
+from megatron_octo.runtime.recorded_files import RecordedFile, find_damage, locate
 
 MANIFEST = "manifest.json"
 SplitName = Literal["train", "validation"]
@@ -23,12 +23,11 @@ class _Record(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
 
 
-class TokenFile(_Record):
+class TokenFile(RecordedFile):
     """A file of a split."""
 
     path: FileName
     """In the manifest's folder."""
-    bytes: NonNegativeInt
     sha256: Sha256
 
 
@@ -122,56 +121,28 @@ def split_bytes(manifest: SourceManifest, splits: Sequence[SplitName] = SPLITS) 
     return sum(file.bytes for split in splits for file in _files(manifest, split))
 
 
-def hash_split_files(
-    folder: Path,
-    manifest: SourceManifest,
-    splits: Sequence[SplitName] = SPLITS,
-    on_bytes: Callable[[int], None] | None = None,
-) -> dict[Path, str]:
-    """SHA-256 of each file of the splits, read on as many threads as there are cores.
-
-    Raises:
-        DataError: a file is missing, of another size than the manifest says, or not readable.
-    """
-    paths = []
-    for file in (file for split in splits for file in _files(manifest, split)):
-        path = folder / file.path
-        try:
-            if not path.is_file():
-                raise DataError(f"{path}: missing, though the manifest lists it; {_again(folder)}")
-            size = path.stat().st_size
-        except OSError as error:
-            raise _unreadable(path, error) from None
-        if size != file.bytes:
-            raise DataError(f"{path}: {size} bytes, but the manifest says {file.bytes}; {_again(folder)}")
-        paths.append(path)
-    try:
-        return dict(zip(paths, sha256_of_all(paths, on_bytes), strict=True))
-    except OSError as error:
-        raise _unreadable(Path(error.filename or folder), error) from None
-
-
 def verify_manifest(
     folder: Path,
     manifest: SourceManifest,
     on_bytes: Callable[[int], None] | None = None,
     splits: Sequence[SplitName] = SPLITS,
 ) -> None:
-    """Read the token files again, in parallel, and compare their sizes and SHA-256 with the manifest.
+    """Compare size and SHA-256 of the token files with the manifest, on as many threads as there are cores.
 
     Args:
-        on_bytes: hears of every block read, from several threads.
+        on_bytes: called with the size of every block read, from several threads.
 
     Raises:
-        DataError: a file is missing, not readable, or differs.
+        DataError: naming each file that is missing or differs; or a file cannot be read.
     """
-    digests = hash_split_files(folder, manifest, splits, on_bytes)
-    for file in (file for split in splits for file in _files(manifest, split)):
-        if (digest := digests[folder / file.path]) != file.sha256:
-            raise DataError(
-                f"{folder / file.path}: SHA-256 {digest[:12]}..., but the manifest says {file.sha256[:12]}...; "
-                f"{_again(folder)}"
-            )
+    files = [file for split in splits for file in _files(manifest, split)]
+    try:
+        damage = find_damage(locate(folder, files), on_bytes)
+    except OSError as error:
+        raise _unreadable(Path(error.filename or folder), error) from None
+    if damage:
+        wrong = "; ".join(f"{path}: {problem}" for path, problem in damage)
+        raise DataError(f"{wrong}; {_again(folder)}")
 
 
 def _files(manifest: SourceManifest, split: SplitName) -> tuple[TokenFile, ...]:

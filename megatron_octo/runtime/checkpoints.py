@@ -6,36 +6,19 @@ with its size and SHA-256. It is made under a hidden name and renamed, so a fold
 
 import re
 import shutil
-from collections.abc import Callable
-from pathlib import Path, PurePosixPath
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field
 
 from megatron_octo.errors import CheckpointError
 from megatron_octo.reading.json_text import read_record
-from megatron_octo.runtime.files import sha256_of_all, sha256_of_json, write_text_atomically
+from megatron_octo.runtime.files import sha256_of_json, write_text_atomically
+from megatron_octo.runtime.recorded_files import Damage, RecordedFile, find_damage, find_unrecorded, locate
 
 MANIFEST = "manifest.json"
 _STEP = re.compile(r"^step-(\d{7,})$")
-
-
-class FileRecord(BaseModel):
-    """One file of a checkpoint."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    path: str
-    """Relative to the checkpoint's folder, and below it."""
-    bytes: int = Field(ge=0)
-    sha256: str
-
-    @field_validator("path")
-    @classmethod
-    def _is_below(cls, path: str) -> str:
-        if not path or PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
-            raise ValueError("a path that leaves the folder")
-        return path
 
 
 class CheckpointManifest(BaseModel):
@@ -68,7 +51,7 @@ class CheckpointManifest(BaseModel):
     last_loss: float | None = None
     wall_seconds: float = 0.0
     versions: dict[str, str] = {}
-    files: list[FileRecord] = []
+    files: list[RecordedFile] = []
 
     def own_digest(self) -> str:
         """What `digest` must be."""
@@ -127,46 +110,30 @@ def write_checkpoint_manifest(folder: Path, manifest: CheckpointManifest) -> Che
 
 
 def check_sizes(folder: Path, manifest: CheckpointManifest) -> None:
-    """Compare every file's size with the manifest: cheap, so it is done before each start.
+    """Compare every file's size with the manifest. It is cheap, so every start does it before anything else.
 
     Raises:
-        CheckpointError: naming the files that are missing or of another size.
+        CheckpointError: naming each file that is missing or of another size.
     """
-    wrong = []
-    for record in manifest.files:
-        path = folder / record.path
-        size = path.stat().st_size if path.is_file() else None
-        if size != record.bytes:
-            wrong.append(f"{record.path}: {'missing' if size is None else f'{size} bytes'}, not {record.bytes} bytes")
-    if wrong:
+    if damage := find_damage(locate(folder, manifest.files), hashes=False):
         raise CheckpointError(
             f"{folder}: damaged; restore it from a copy, or remove the folder to go on from the one before\n  "
-            + "\n  ".join(wrong)
+            + "\n  ".join(_described(folder, damage))
         )
 
 
 def verify_checkpoint(folder: Path, on_bytes: Callable[[int], None] | None = None) -> CheckpointManifest:
-    """Recompute every file's size and SHA-256.
+    """Compare every file's size and SHA-256 with the manifest.
+
+    Args:
+        on_bytes: called with the size of every block read, from several threads.
 
     Raises:
         CheckpointError: naming each file that is missing, of another size, altered, or not in the manifest.
     """
     manifest = read_checkpoint_manifest(folder)
-    wrong, present = [], []
-    for record in manifest.files:
-        path = folder / record.path
-        if not path.is_file():
-            wrong.append(f"{record.path}: missing")
-        elif path.stat().st_size != record.bytes:
-            wrong.append(f"{record.path}: {path.stat().st_size} bytes, the manifest says {record.bytes}")
-        else:
-            present.append(record)
-    digests = sha256_of_all([folder / record.path for record in present], on_bytes)
-    for record, digest in zip(present, digests, strict=True):
-        if digest != record.sha256:
-            wrong.append(f"{record.path}: SHA-256 {digest[:12]}..., the manifest says {record.sha256[:12]}...")
-    listed = {record.path for record in manifest.files} | {MANIFEST}
-    wrong += [f"{name}: not in the manifest" for name in sorted(set(files_below(folder)) - listed)]
+    wrong = _described(folder, find_damage(locate(folder, manifest.files), on_bytes))
+    wrong += [f"{name}: not in the manifest" for name in find_unrecorded(folder, manifest.files, {MANIFEST})]
     if wrong:
         raise CheckpointError(
             f"{folder}: damaged; restore it from a copy or go on from an earlier checkpoint\n  " + "\n  ".join(wrong)
@@ -174,17 +141,8 @@ def verify_checkpoint(folder: Path, on_bytes: Callable[[int], None] | None = Non
     return manifest
 
 
-def files_below(folder: Path) -> list[str]:
-    """Paths of all files in a folder, relative to it."""
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-
-
-def record_files(folder: Path, on_bytes: Callable[[int], None] | None = None) -> list[FileRecord]:
-    """Size and SHA-256 of every file in a folder."""
-    names = files_below(folder)
-    digests = sha256_of_all([folder / name for name in names], on_bytes)
-    sizes = [(folder / name).stat().st_size for name in names]
-    return [FileRecord(path=n, bytes=b, sha256=d) for n, b, d in zip(names, sizes, digests, strict=True)]
+def _described(folder: Path, damage: Sequence[Damage]) -> list[str]:
+    return [f"{path.relative_to(folder)}: {problem}" for path, problem in damage]
 
 
 def remove_partial_checkpoints(checkpoints: Path) -> list[str]:

@@ -154,11 +154,11 @@ def test_tokens_that_differ_from_the_manifest(prepared):
     data = bytearray(path.read_bytes())
     data[100] ^= 1
     path.write_bytes(data)
-    with pytest.raises(DataError, match=r"train.bin: SHA-256 \w+..., but the manifest says"):
+    with pytest.raises(DataError, match=r"train.bin: SHA-256 \w+..., recorded as"):
         verify_manifest(prepared, manifest)
     path.write_bytes(data[:-2])
-    with pytest.raises(DataError, match=r"train.bin: \d+ bytes, but the manifest says \d+"):
+    with pytest.raises(DataError, match=r"train.bin: \d+ bytes, recorded with \d+ bytes"):
         verify_manifest(prepared, manifest)
     path.unlink()
-    with pytest.raises(DataError, match=r"train.bin: missing, though the manifest lists it"):
+    with pytest.raises(DataError, match=r"train.bin: missing, recorded with"):
         verify_manifest(prepared, manifest)

@@ -13,7 +13,7 @@ from megatron_octo.reading.json_text import parse_json, read_json_object, read_r
 from megatron_octo.reading.text import expanded, read_text
 from megatron_octo.reading.values import MOST_DEPTH
 from megatron_octo.reading.yaml_text import parse_yaml
-from megatron_octo.runtime.checkpoints import FileRecord
+from megatron_octo.runtime.recorded_files import RecordedFile
 
 FUZZ = settings(max_examples=300, deadline=2000, suppress_health_check=[HealthCheck.too_slow])
 BOMB = "a: &a [x,x,x,x,x,x,x,x,x,x]\n" + "".join(
@@ -123,7 +123,7 @@ def test_files(tmp_path: Path) -> None:
 def test_records(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "record.json").write_text(text)
     with pytest.raises(DataError, match=re.escape(message)):
-        read_record(tmp_path / "record.json", FileRecord, DataError, "make it again")
+        read_record(tmp_path / "record.json", RecordedFile, DataError, "make it again")
 
 
 def test_an_object_that_lacks_a_key(tmp_path: Path) -> None:

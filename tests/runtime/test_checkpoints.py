@@ -7,7 +7,6 @@ import pytest
 from megatron_octo.errors import CheckpointError
 from megatron_octo.runtime.checkpoints import (
     CheckpointManifest,
-    FileRecord,
     complete_steps,
     folder_name,
     read_checkpoint_manifest,
@@ -17,6 +16,7 @@ from megatron_octo.runtime.checkpoints import (
     write_checkpoint_manifest,
 )
 from megatron_octo.runtime.files import sha256_of
+from megatron_octo.runtime.recorded_files import RecordedFile
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def checkpoint(tmp_path):
     folder.mkdir()
     for name in ("__0_0.distcp", "common.pt"):
         (folder / name).write_bytes(name.encode() * 100)
-    records = [FileRecord(path=p.name, bytes=p.stat().st_size, sha256=sha256_of(p)) for p in sorted(folder.iterdir())]
+    records = [RecordedFile(path=p.name, bytes=p.stat().st_size, sha256=sha256_of(p)) for p in sorted(folder.iterdir())]
     manifest = CheckpointManifest(
         recipe="tiny", stage="stable", step=500, stage_tokens=1, lineage_tokens=1, learning_rate=1e-3, layout={},
         resharding="full", architecture={}, data_fingerprint={}, files=records,
@@ -43,7 +43,7 @@ def test_a_whole_checkpoint_verifies(checkpoint):
     ("damage", "message"),
     [
         (lambda f: (f / "common.pt").write_bytes(b"y" * 900), "common.pt: SHA-256"),
-        (lambda f: (f / "common.pt").write_bytes(b"y"), "common.pt: 1 bytes, the manifest says 900"),
+        (lambda f: (f / "common.pt").write_bytes(b"y"), "common.pt: 1 bytes, recorded with 900 bytes"),
         (lambda f: (f / "__0_0.distcp").unlink(), "__0_0.distcp: missing"),
         (lambda f: (f / "stray").write_bytes(b""), "stray: not in the manifest"),
     ],
@@ -119,7 +119,7 @@ def test_a_manifest_of_before_digests_is_read(checkpoint):
 @pytest.mark.parametrize("path", ["../../etc/passwd", "/etc/passwd", "a/../../b", ""])
 def test_a_path_that_leaves_the_folder(path):
     with pytest.raises(ValueError, match="leaves the folder"):
-        FileRecord(path=path, bytes=0, sha256="")
+        RecordedFile(path=path, bytes=0, sha256="")
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "\x00", "{}", "[" * 100_000, '{"step": ' + "9" * 5000 + "}"])
