@@ -1,12 +1,11 @@
 """The local files that a source's paths name."""
 
-import difflib
 import glob
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from megatron_octo.errors import DataError
+from megatron_octo.errors import DataError, closest
 from megatron_octo.reading.text import expanded, shown_path
 
 
@@ -77,5 +76,5 @@ def _nearby(path: Path) -> str:
     folder = path.parent
     if glob.has_magic(str(folder)) or not folder.is_dir():
         return f" (seen from {Path.cwd()}); correct the path"
-    close = difflib.get_close_matches(path.name, [entry.name for entry in folder.iterdir()], n=1)
-    return f"; did you mean {str(folder / close[0])!r}?" if close else f" in {folder}; correct the path"
+    match = closest(path.name, [entry.name for entry in folder.iterdir()])
+    return f"; did you mean {str(folder / match)!r}?" if match is not None else f" in {folder}; correct the path"

@@ -1,6 +1,5 @@
 """Local input files, cut into parts that tasks read. The cut depends on the files alone, never on the workers."""
 
-import difflib
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -10,7 +9,7 @@ from pathlib import Path
 from megatron_octo.data.rows.files import Piece, Shape, shape_of
 from megatron_octo.data.rows.parquet import open_parquet
 from megatron_octo.data.rows.row import fields_seen, has_field
-from megatron_octo.errors import DataError
+from megatron_octo.errors import DataError, closest
 from megatron_octo.recipe.data import JsonlSource, ParquetSource
 
 PIECE_BYTES = 16 << 20
@@ -57,8 +56,8 @@ def _row_groups(name: str, path: Path, fields: Sequence[str], size: int) -> Iter
     with closing(open_parquet(path)) as file:
         metadata, columns = file.metadata, file.schema_arrow.names
     if missing := [field for field in fields if not has_field(columns, field)]:
-        close = difflib.get_close_matches(missing[0], columns, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
+        match = closest(missing[0], columns)
+        hint = f"; did you mean {match!r}?" if match is not None else ""
         seen = fields_seen(dict.fromkeys(columns))
         raise DataError(f"data.sources.{name}.format: {path} has no field {missing[0]!r}; it has {seen}{hint}")
     start, weight = 0, 0

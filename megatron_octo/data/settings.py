@@ -1,6 +1,5 @@
 """The fingerprint of everything that decides a source's tokens, by which prepared sources are kept or made again."""
 
-import difflib
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from megatron_octo.data.heldout import heldout_settings
 from megatron_octo.data.manifest import SourceManifest, read_manifest
 from megatron_octo.data.tokenizer import tokenizer_sha256
 from megatron_octo.data.tokenizer_file import cuts_texts
-from megatron_octo.errors import DataError
+from megatron_octo.errors import DataError, did_you_mean
 from megatron_octo.recipe import Recipe
 from megatron_octo.recipe.data import BuiltinSource
 from megatron_octo.runtime.files import sha256_of_json
@@ -70,8 +69,7 @@ def known_sources(recipe: Recipe, names: list[str]) -> list[str]:
                 "front, no slash); rename the source"
             )
         if name not in recipe.data.sources:
-            close = difflib.get_close_matches(name, recipe.data.sources, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(recipe.data.sources)}"
+            hint = did_you_mean(name, recipe.data.sources, f"it has {', '.join(recipe.data.sources)}")
             raise DataError(f"{name!r} is no source of recipe {recipe.name!r}; {hint}")
     return list(dict.fromkeys(names))
 
