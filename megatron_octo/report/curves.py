@@ -1,15 +1,14 @@
-"""Training curves of a whole tree of stages on one page."""
+"""Training curves of a whole tree of stages in one picture."""
 
-import io
 from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from megatron_octo.recipe import BASE, Recipe
+from megatron_octo.report.numbers import smoothed
 from megatron_octo.report.panels import (
     INK,
     MUTED,
@@ -18,28 +17,28 @@ from megatron_octo.report.panels import (
     draw_rate,
     label_above,
     label_at_right,
+    save_figure,
     style,
     write_tokens,
 )
 from megatron_octo.report.rows import StepRow, read_steps, read_validation
-from megatron_octo.report.smooth import smoothed
-from megatron_octo.runtime.files import write_bytes_atomically
 from megatron_octo.runtime.run_folder import RunFolder
 
 _TRUNK = "#3b4252"
-_LEAVES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#8a6d00", "#56b4e9")  # told apart by colour-blind eyes too
+_LEAVES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#8a6d00", "#56b4e9")  # distinguishable with colour blindness
 
 
 def draw_curves(recipe: Recipe, run: RunFolder, path: Path) -> Path:
     """Draw loss and learning rate of all stages that have begun against lineage tokens, as a PNG at `path`.
 
-    Light lines are single steps, heavy ones a running mean, rings the validation loss (the sources of the
-    stage's mixture, weighted by their shares). Once a branch has begun, a second column shows the branches
-    alone, which are short against the stage they start from. A run without a step gives a frame that says so.
+    Light lines show single steps, heavy lines a running mean, rings the validation loss (the mean over the sources
+    of the stage's mixture, weighted by their shares). Once a branch has begun, a second column shows the branches
+    alone, since they are short compared with the stage they start from. A run without a step gives a frame that
+    says so.
     """
     curves = _curves(recipe, run)
     branches = [curve for curve in curves if recipe.stages[curve.stage].parent.stage != BASE]
-    windows = [_whole(curves)] + ([_around(branches)] if branches else [])
+    windows = [_window_of_all(curves)] + ([_window_of_branches(branches)] if branches else [])
     figure = Figure(figsize=(12.5 if branches else 10.0, 6.6), dpi=150, facecolor="white")
     ratios = (1.15, 1.0) if branches else (1.0,)
     grid = figure.subplots(2, len(windows), sharex="col", squeeze=False, height_ratios=(3.2, 1.0), width_ratios=ratios)
@@ -52,7 +51,7 @@ def draw_curves(recipe: Recipe, run: RunFolder, path: Path) -> Path:
         write_tokens(rate, ticks=8 if len(windows) == 1 else 6)
         rate.set_xlim(*window)
         rate.set_xlabel("tokens over the lineage", color=INK)
-    _label(grid[0, 0], grid[0, -1], curves, branches)
+    _write_labels(grid[0, 0], grid[0, -1], curves, branches)
     grid[0, 0].set_ylabel("loss (nats a token)", color=INK)
     grid[1, 0].set_ylabel("learning rate", color=INK)
     right = _right_margin(figure, branches or curves)
@@ -92,26 +91,26 @@ def _column(rows: list[StepRow], name: str) -> NDArray[np.float64]:
 
 
 def _weighted_validation(recipe: Recipe, run: RunFolder, stage: str) -> list[tuple[int, float]]:
-    """Validation loss at each point where every source of the stage's mixture that has one was measured."""
+    """The validation loss at each point where all of the stage's measured sources were measured."""
     mixture = recipe.stages[stage].mixture
     points: dict[int, dict[str, float]] = {}
     for row in read_validation(run.validation(stage)):
         if row.source in mixture and np.isfinite(row.loss):
             points.setdefault(row.tokens, {})[row.source] = row.loss
-    every = max((len(losses) for losses in points.values()), default=0)
+    complete = max((len(losses) for losses in points.values()), default=0)
     return [
         (tokens, sum(mixture[s] * loss for s, loss in losses.items()) / sum(mixture[s] for s in losses))
         for tokens, losses in sorted(points.items())
-        if len(losses) == every  # a point that is still being measured would be a mean of other sources
+        if len(losses) == complete  # a validation that is still running would be a mean over other sources
     ]
 
 
-def _whole(curves: list[Curve]) -> tuple[float, float]:
+def _window_of_all(curves: list[Curve]) -> tuple[float, float]:
     last = max((float(curve.tokens[-1]) for curve in curves), default=1.0)
     return -0.02 * last, 1.02 * last
 
 
-def _around(branches: list[Curve]) -> tuple[float, float]:
+def _window_of_branches(branches: list[Curve]) -> tuple[float, float]:
     """From a little before the first branch to the end of the last."""
     first = min(float(curve.tokens[0]) for curve in branches)
     last = max(float(curve.tokens[-1]) for curve in branches)
@@ -120,12 +119,14 @@ def _around(branches: list[Curve]) -> tuple[float, float]:
 
 
 def _right_margin(figure: Figure, labelled: list[Curve]) -> float:
-    """Right edge of the frames, in shares of the figure, that leaves room for the longest label."""
+    """The right edge of the frames, as a fraction of the figure, that leaves room for the longest label."""
     longest = max((len(curve.stage) for curve in labelled), default=0) + len("  0.000")
-    return max(0.6, 0.985 - (0.1 + 0.083 * longest) / figure.get_figwidth())  # 10.5 points are 0.08 inches a letter
+    return max(
+        0.6, 0.985 - (0.1 + 0.083 * longest) / figure.get_figwidth()
+    )  # a letter of 10.5 points is 0.08 inches wide
 
 
-def _label(whole: Axes, zoom: Axes, curves: list[Curve], branches: list[Curve]) -> None:
+def _write_labels(whole: Axes, zoom: Axes, curves: list[Curve], branches: list[Curve]) -> None:
     if not curves:
         whole.text(0.5, 0.5, "no step has been trained yet", transform=whole.transAxes, ha="center", color=INK)
         return
@@ -146,12 +147,3 @@ def _write_title(figure: Figure, recipe: Recipe, curves: list[Curve], right: flo
     if any(curve.validation for curve in curves):
         note += "    rings: validation, weighted by the mixture"
     figure.text(right, 0.95, note, fontsize=9.5, color=MUTED, ha="right")
-
-
-def save_figure(figure: Figure, path: Path) -> Path:
-    """Write a figure as a PNG, whole or not at all; returns its path."""
-    picture = io.BytesIO()
-    FigureCanvasAgg(figure)
-    figure.savefig(picture, format="png")
-    write_bytes_atomically(path, picture.getvalue())
-    return path

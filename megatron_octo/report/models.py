@@ -1,4 +1,4 @@
-"""What the files of a run hold, as far as the reports show it. Other keys are other legs', and are left alone."""
+"""The values that the reports read from a run's files. Other keys belong to other legs and are left alone."""
 
 import math
 from typing import Annotated, Any
@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 _LARGEST = 1e30
-"""No loss, rate or time is larger, and sums of what is smaller do not overflow."""
+"""No loss, rate or time is larger, and sums of smaller ones do not overflow."""
 
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 Number = Annotated[float, Field(ge=-_LARGEST, le=_LARGEST, allow_inf_nan=False)]
@@ -26,11 +26,11 @@ def _finite_or_nan(value: float) -> float:
 
 
 Value = Annotated[float, BeforeValidator(_null_as_nan), AfterValidator(_finite_or_nan)]
-"""A number of a curve: NaN where it was not finite, or null."""
+"""A number of a curve. NaN stands for null and for a number that is not finite."""
 
 
 class Record(BaseModel):
-    """Types are taken as they stand: neither "1" nor true is a number."""
+    """A record that is validated strictly: neither "1" nor true is a number."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="ignore")
 
@@ -39,7 +39,7 @@ class HeldoutResult(Record):
     """eval/<stage>/heldout.json."""
 
     accuracy: Number
-    """Of the held-out problems, the share answered right."""
+    """The share of held-out problems answered right."""
     problems: Count
 
 
@@ -62,7 +62,7 @@ class RlResult(Record):
 
 
 class StageResult(Record):
-    """stages/<stage>/result.json: what the trainer says of a stage."""
+    """stages/<stage>/result.json, written by the trainer when a stage is complete."""
 
     tokens: Count
     steps: Count
@@ -71,17 +71,17 @@ class StageResult(Record):
     first_loss: Number | None
     last_loss: Number | None
     validation_loss: dict[str, Number | None] | None
-    """Of each source."""
+    """By source, in nats a token."""
     parent: str
     parent_validation_loss: dict[str, Number | None] | None
     wall_seconds: Seconds
     tokens_per_second: Number | None
     checkpoint: Annotated[str, Field(pattern=r"^step-[0-9]{1,20}$")] | None = None
-    """The folder of the last one. Results of early releases do not name it."""
+    """The name of the last checkpoint's folder. Results of early releases do not have it."""
 
 
 class StageSummary(Record):
-    """A stage in summary.json. Any of the numbers may not be there yet."""
+    """A stage in summary.json. Any of the numbers may be missing."""
 
     tokens: Count | None = None
     steps: Count | None = None
@@ -99,7 +99,7 @@ class StageSummary(Record):
 
 
 class RlSummary(RlResult):
-    """RL from a stage in summary.json."""
+    """An RL run in summary.json."""
 
     accuracy_before: Number | None = None
     accuracy_after: Number | None = None
@@ -107,7 +107,7 @@ class RlSummary(RlResult):
 
 
 class PreparedSplit(Record):
-    """A split in the manifest of a source."""
+    """A split in a source's manifest."""
 
     tokens: Count
 

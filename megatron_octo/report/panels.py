@@ -1,42 +1,49 @@
-"""The drawing of stages on axes: lines, rings, labels at their ends."""
+"""What the pictures are drawn with: curves of stages on axes, their labels, and saving a figure."""
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
 from megatron_octo.recipe.tokens import format_tokens
 from megatron_octo.report.numbers import short_number
+from megatron_octo.runtime.files import write_bytes_atomically
 
 INK, MUTED = "#222222", "#666666"
 _GRID, _SPINE = "#e6e6e6", "#999999"
 _HALO = [withStroke(linewidth=3.0, foreground="white")]
-_LABEL_GAP = 0.055  # of the height of the loss panel
+_LABEL_GAP = 0.055
+"""The least distance between two labels, as a fraction of the panel's height."""
 
 
 @dataclass(frozen=True)
 class Curve:
-    """What is drawn of one stage."""
+    """The series that are drawn for one stage."""
 
     stage: str
     colour: str
     is_trunk: bool
     """Whether other stages start from it."""
     tokens: NDArray[np.float64]
-    """Over the whole lineage."""
+    """Tokens over the whole lineage, one value a step, as in the next three."""
     loss: NDArray[np.float64]
     smooth: NDArray[np.float64]
+    """The running mean of the loss."""
     lr: NDArray[np.float64]
     validation: list[tuple[int, float]]
-    """Lineage tokens and the loss."""
+    """Lineage tokens and loss of each validation."""
 
 
 def style(axes: Axes) -> None:
-    """A light grid, and spines on two sides only."""
+    """Give axes a light grid, and spines on two sides only."""
     axes.grid(visible=True, color=_GRID, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.tick_params(colors=INK, labelsize=10, length=3)
@@ -47,9 +54,9 @@ def style(axes: Axes) -> None:
 
 
 def draw_loss(axes: Axes, curves: Sequence[Curve], window: tuple[float, float]) -> None:
-    """Loss of the curves within a window of lineage tokens, fitted to the running means.
+    """Draw losses; the y range fits the running means within a window of lineage tokens.
 
-    A single spike may leave the frame; it does not flatten everything else.
+    A single spike may leave the frame, and does not flatten everything else.
     """
     for curve in curves:
         axes.plot(curve.tokens, curve.loss, color=curve.colour, alpha=0.18, linewidth=0.7)
@@ -59,15 +66,15 @@ def draw_loss(axes: Axes, curves: Sequence[Curve], window: tuple[float, float]) 
         if curve.validation:
             tokens, losses = zip(*curve.validation)
             axes.plot(tokens, losses, "o", ms=5.5, mfc="white", mec=curve.colour, mew=1.5, zorder=4)
-    seen = np.array([value for curve in curves for value in _seen(curve, window)])
-    if seen.size:
-        low, high = float(seen.min()), float(seen.max())
+    shown = np.array([value for curve in curves for value in _values_within(curve, window)])
+    if shown.size:
+        low, high = float(shown.min()), float(shown.max())
         margin = 0.08 * (high - low) or 0.05 * abs(high) or 1.0
         axes.set_ylim(low - margin, high + margin)
 
 
 def draw_rate(axes: Axes, curves: Sequence[Curve]) -> None:
-    """Learning rate of the curves. Branches often share one: the first is drawn widest, so that all can be seen."""
+    """Draw learning rates. Branches often share one, so the first is drawn widest and all stay visible."""
     for order, curve in enumerate(curves):
         width = 1.8 if curve.is_trunk else 1.8 + 1.8 * (len(curves) - 1 - order)
         axes.plot(curve.tokens, curve.lr, color=curve.colour, linewidth=width, solid_capstyle="butt")
@@ -78,7 +85,7 @@ def draw_rate(axes: Axes, curves: Sequence[Curve]) -> None:
 
 
 def label_at_right(axes: Axes, curves: Sequence[Curve]) -> None:
-    """Names and last values beside the frame, level with the line ends, and moved apart where those are near."""
+    """Write names and last values at the right of the frame, level with the line ends, apart where those are close."""
     low, high = axes.get_ylim()
     ends = [(last_finite(curve.smooth), curve) for curve in curves]
     ends = sorted((end for end in ends if np.isfinite(end[0])), key=lambda end: end[0])
@@ -86,7 +93,7 @@ def label_at_right(axes: Axes, curves: Sequence[Curve]) -> None:
     heights: list[float] = []
     for value, _ in ends:
         heights.append(max(value, heights[-1] + gap) if heights else value)
-    # a stack that was pushed up is let down again by the mean of what it was pushed, to stand around its lines
+    # Labels were only moved up; moving all of them down by the mean centres them on their lines.
     push = float(np.mean([height - value for height, (value, _) in zip(heights, ends)])) if ends else 0.0
     for height, (value, curve) in zip(heights, ends):
         axes.annotate(
@@ -101,7 +108,7 @@ def label_at_right(axes: Axes, curves: Sequence[Curve]) -> None:
 
 
 def label_above(axes: Axes, curve: Curve) -> None:
-    """Name and last value above the end of a line that others go on from."""
+    """Write a stage's name and last value above the end of its line, from which branches continue."""
     value = last_finite(curve.smooth)
     if np.isfinite(value):
         axes.annotate(
@@ -117,7 +124,7 @@ def label_above(axes: Axes, curve: Curve) -> None:
 
 
 def write_tokens(axes: Axes, ticks: int) -> None:
-    """Tokens on the x axis as `1M` or `200B`."""
+    """Write tokens on the x axis as `1M` or `200B`."""
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_tokens(round(value)) if value > 0 else "0"))
     axes.xaxis.set_major_locator(MaxNLocator(ticks, steps=[1, 2, 2.5, 5, 10]))
 
@@ -128,7 +135,16 @@ def last_finite(values: NDArray[np.float64]) -> float:
     return float(finite[-1]) if finite.size else float("nan")
 
 
-def _seen(curve: Curve, window: tuple[float, float]) -> list[float]:
+def _values_within(curve: Curve, window: tuple[float, float]) -> list[float]:
     low, high = window
     inside = (curve.tokens >= low) & (curve.tokens <= high) & np.isfinite(curve.smooth)
     return [*curve.smooth[inside].tolist(), *(loss for tokens, loss in curve.validation if low <= tokens <= high)]
+
+
+def save_figure(figure: Figure, path: Path) -> Path:
+    """Write a figure as a PNG, whole or not at all; returns its path."""
+    picture = io.BytesIO()
+    FigureCanvasAgg(figure)
+    figure.savefig(picture, format="png")
+    write_bytes_atomically(path, picture.getvalue())
+    return path

@@ -1,4 +1,4 @@
-"""The rows that a stage leaves behind, read back while the stage may still be writing them."""
+"""Rows of metrics.jsonl and validation.jsonl, read while a stage may still be writing them."""
 
 from pathlib import Path
 from typing import TypeVar
@@ -15,12 +15,12 @@ class StepRow(Record):
     """One optimizer step of a stage, from metrics.jsonl."""
 
     step: Count
-    """From 1: the number of updates done."""
+    """The number of optimizer steps taken, from 1."""
     stage_tokens: Count
     tokens: Count
     """Over the whole lineage."""
     loss: Value
-    """NaN where the step had none."""
+    """NaN where the step had no finite one."""
     lr: Number
 
 
@@ -35,9 +35,9 @@ class ValidationRow(Record):
 
 
 def read_rows(path: Path, model: type[R]) -> list[R]:
-    """The rows of a .jsonl file, in its order; empty where there is no file.
+    """The rows of a .jsonl file in order; empty if there is no file.
 
-    A line that is no such row, damaged or of another kind, is passed over, as one is that was cut short.
+    Lines that are not such rows are skipped: damaged, of another kind, or cut short.
     """
     rows = []
     for value in read_lines(path):
@@ -49,10 +49,10 @@ def read_rows(path: Path, model: type[R]) -> list[R]:
 
 
 def read_steps(path: Path) -> list[StepRow]:
-    """Steps of metrics.jsonl in order; empty where there is no file.
+    """Steps of metrics.jsonl in order; empty if there is no file.
 
-    A run that was resumed wrote some steps twice. The later attempt wins, and what the earlier one wrote
-    beyond the step it was resumed from is dropped with it.
+    A resumed run wrote some steps twice. The later attempt wins, and the steps that the earlier one took after
+    the checkpoint are dropped.
     """
     rows: list[StepRow] = []
     for row in read_rows(path, StepRow):
@@ -63,7 +63,7 @@ def read_steps(path: Path) -> list[StepRow]:
 
 
 def read_validation(path: Path) -> list[ValidationRow]:
-    """Rows of validation.jsonl in order; a resume is treated as in `read_steps`, source by source."""
+    """Rows of validation.jsonl in order. A resume is handled as in `read_steps`, source by source."""
     rows: list[ValidationRow] = []
     for row in read_rows(path, ValidationRow):
         while rows and rows[-1].step > row.step:

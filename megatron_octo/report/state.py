@@ -1,4 +1,4 @@
-"""Where each stage of a run stands, read off the run folder."""
+"""The state of each stage of a run, read from the run folder."""
 
 import math
 import socket
@@ -14,8 +14,8 @@ from megatron_octo.runtime.stage_lock import is_alive, read_claim
 
 State = Literal["done", "running", "interrupted", "ready", "waiting"]
 
-ELSEWHERE_SECONDS = 600.0
-"""A run on another host counts as alive while its metrics are no older than this."""
+_OTHER_HOST_SECONDS = 600.0
+"""A stage that another host trains counts as running while its metrics are no older than this."""
 
 
 @dataclass(frozen=True)
@@ -25,31 +25,27 @@ class StageState:
     name: str
     parent: str
     state: State
-    """`ready`: the checkpoint it starts from is there. `waiting`: it is not yet."""
+    """`ready`: the checkpoint it starts from exists. `waiting`: it does not exist yet."""
     step: int
-    """Updates done, of `steps`."""
+    """Optimizer steps taken."""
     steps: int
+    """Optimizer steps of the whole stage."""
     tokens: int
     """Tokens consumed within the stage."""
     last_loss: float | None
     last_checkpoint_step: int | None
-    """The newest complete checkpoint: where an interrupted stage goes on."""
+    """The newest complete checkpoint, from which an interrupted stage resumes."""
     missing_sources: tuple[str, ...]
     """Sources of its mixture that are not prepared yet."""
 
-    @property
-    def data_ready(self) -> bool:
-        """Whether every source of the mixture is prepared."""
-        return not self.missing_sources
-
 
 def stage_states(recipe: Recipe, run: RunFolder) -> list[StageState]:
-    """The state of every stage, each after its parent."""
+    """The states of all stages, each after its parent's."""
     return [_state_of(recipe, run, name) for name in recipe.in_order()]
 
 
 def is_prepared(run: RunFolder, source: str) -> bool:
-    """Whether a source is prepared: its manifest is written last."""
+    """Whether a source is prepared. Its manifest is written last."""
     return (run.source(source) / "manifest.json").is_file()
 
 
@@ -65,7 +61,7 @@ def _state_of(recipe: Recipe, run: RunFolder, name: str) -> StageState:
     elif rows or checkpoints:
         state = "interrupted"
     else:
-        state = "ready" if _parent_is_there(recipe, run, name) else "waiting"
+        state = "ready" if _parent_exists(recipe, run, name) else "waiting"
     step = rows[-1].step if rows else 0
     return StageState(
         name=name,
@@ -80,19 +76,19 @@ def _state_of(recipe: Recipe, run: RunFolder, name: str) -> StageState:
     )
 
 
-def _parent_is_there(recipe: Recipe, run: RunFolder, name: str) -> bool:
+def _parent_exists(recipe: Recipe, run: RunFolder, name: str) -> bool:
     parent = recipe.stages[name].parent.stage
     return parent == BASE or recipe.parent_step(name) in complete_steps(run.checkpoints(parent))
 
 
 def _is_running(run: RunFolder, name: str) -> bool:
-    """Whether the process that says it trains the stage is alive."""
+    """Whether the process that claims the stage is alive."""
     claim = read_claim(run.running(name))
     if claim is None:
         return False
     if claim.get("host") == socket.gethostname():
         return is_alive(claim)
     try:
-        return time.time() - run.metrics(name).stat().st_mtime < ELSEWHERE_SECONDS
+        return time.time() - run.metrics(name).stat().st_mtime < _OTHER_HOST_SECONDS
     except FileNotFoundError:
         return False

@@ -1,4 +1,4 @@
-"""`octo status`: the tree of stages and the data, as a person reads them."""
+"""`octo status`: the tree of stages, and the data sources."""
 
 from pathlib import Path
 
@@ -16,24 +16,22 @@ from megatron_octo.report.models import PreparedSource
 from megatron_octo.report.state import StageState, is_prepared, stage_states
 from megatron_octo.runtime.run_folder import RunFolder
 
-__all__ = ["StageState", "print_status", "stage_states"]
-
 _STYLE = {"done": "green", "running": "cyan", "interrupted": "yellow", "ready": "blue", "waiting": "dim"}
 
 
 def print_status(recipe: Recipe, run: RunFolder, console: Console) -> None:
-    """Print the tree of stages with each one's state, then the data sources."""
+    """Print the tree of stages with the state of each, then the data sources."""
     states = {state.name: state for state in stage_states(recipe, run)}
     base = recipe.model.base if recipe.model.initialize == "base" else "random weights"
     tree = Tree(f"[bold]{escape(recipe.name)}[/bold]  [dim]from {escape(str(base))}[/dim]")
-    _grow(tree, BASE, recipe, states)
+    _add_children(tree, BASE, recipe, states)
     console.print(tree)
     console.print(_sources(recipe, run))
 
 
-def _grow(tree: Tree, parent: str, recipe: Recipe, states: dict[str, StageState]) -> None:
+def _add_children(tree: Tree, parent: str, recipe: Recipe, states: dict[str, StageState]) -> None:
     for name in recipe.children(parent):
-        _grow(tree.add(_line(recipe, states[name])), name, recipe, states)
+        _add_children(tree.add(_line(recipe, states[name])), name, recipe, states)
 
 
 def _line(recipe: Recipe, state: StageState) -> str:
@@ -49,8 +47,8 @@ def _line(recipe: Recipe, state: StageState) -> str:
     if state.last_checkpoint_step is not None and state.state != "done":
         parts.append(f"checkpoint at {state.last_checkpoint_step:,}")
     if state.missing_sources and state.state != "done":
-        of = len(recipe.stages[state.name].mixture)
-        parts.append(f"[yellow]{len(state.missing_sources)} of {of} sources missing[/yellow]")
+        count = len(recipe.stages[state.name].mixture)
+        parts.append(f"[yellow]{len(state.missing_sources)} of {count} sources missing[/yellow]")
     return "  ".join(parts)
 
 
@@ -76,7 +74,7 @@ def _sources(recipe: Recipe, run: RunFolder) -> Table:
 
 
 def _training_tokens(path: Path) -> int | None:
-    """A source's training tokens; None where its manifest cannot be read, which is not a status page's to judge."""
+    """A source's training tokens; None where its manifest cannot be read, since `octo data verify` reports that."""
     try:
         return read_record(path, PreparedSource, DataError, "prepare it again").train.tokens
     except DataError:

@@ -47,7 +47,7 @@ def test_an_odd_line_is_passed_over(recipe: Recipe, run: RunFolder, odd: str, al
     rollout = {"step": 2, "accuracy": 0.5, "entropy": 0.1}
     whole_and(run.metrics("stable"), good, odd, alone)
     whole_and(run.validation("stable"), point, odd, alone)
-    whole_and(run.reinforced("stable") / "metrics.jsonl", rollout, odd, alone)
+    whole_and(run.rl("stable").metrics, rollout, odd, alone)
     is_whole = not alone and odd == "{}"
     assert [row.step for row in read_steps(run.metrics("stable"))] == (
         [1, 2, 3] if is_whole or (not alone and key not in good) else [1, 3]
@@ -60,7 +60,7 @@ def test_an_odd_line_is_passed_over(recipe: Recipe, run: RunFolder, odd: str, al
 
 @pytest.mark.parametrize("odd", ["{}", '{"step": 1}', '{"step": "a"}', '{"loss": "x"}', '{"accuracy": "x"}'])
 def test_pages_of_odd_lines_alone(recipe: Recipe, run: RunFolder, odd: str) -> None:
-    for path in (run.metrics("stable"), run.validation("stable"), run.reinforced("stable") / "metrics.jsonl"):
+    for path in (run.metrics("stable"), run.validation("stable"), run.rl("stable").metrics):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(odd + "\n")
     print_status(recipe, run, Console(quiet=True))
@@ -122,8 +122,8 @@ def test_results(recipe: Recipe, run: RunFolder, changes: str) -> None:
 def test_a_result_of_an_early_release_is_read(recipe: Recipe, run: RunFolder, checkpoint: str | None) -> None:
     result = finish(recipe, run, "stable") | {"validation_loss": None, "first_loss": None, "mine": {"is": ["kept"]}}
     run.result("stable").write_text(json.dumps(result | ({} if checkpoint is None else {"checkpoint": checkpoint})))
-    (run.evaluation("stable")).mkdir(parents=True)
-    (run.evaluation("stable") / "heldout.json").write_text('{"accuracy": 1, "problems": 2}')
+    run.evaluation("stable").mkdir(parents=True)
+    run.heldout_result("stable").write_text('{"accuracy": 1, "problems": 2}')
     assert "2.003M" in report(recipe, run)
 
 
@@ -167,7 +167,7 @@ RL = [
 @pytest.mark.parametrize(("name", "changes"), RL)
 def test_rl(recipe: Recipe, run: RunFolder, name: str, changes: str) -> None:
     finish(recipe, run, "stable")
-    folder = run.reinforced("stable")
+    folder = run.rl("stable").root
     altered(folder / "result.json", '{"steps": 3, "mean_response_length": 12.5, "wall_seconds": 9}')
     altered(folder / "heldout.json", '{"accuracy_before": 0.25, "accuracy_after": 1, "problems": 4}')
     (folder / "metrics.jsonl").write_text('{"step": 1, "accuracy": 0.5}\n{"step": 2, "entropy": null}\n')
@@ -190,7 +190,7 @@ def test_heldout_answers(recipe: Recipe, run: RunFolder, changes: str) -> None:
     for path in (manifest, run.heldout):
         path.parent.mkdir(parents=True)
         path.write_text("{}")
-    path = run.evaluation("stable") / "heldout.json"
+    path = run.heldout_result("stable")
     of = {"checkpoint_manifest_sha256": sha256_of(manifest), "problems_sha256": sha256_of(run.heldout)}
     altered(path, json.dumps({"accuracy": 0.25, "problems": 4} | of))
     assert "25.0%" in report(recipe, run)
@@ -231,7 +231,7 @@ def test_any_values_are_reported_or_refused(
 ) -> None:
     run = RunFolder(tmp_path_factory.mktemp("fuzzed"))
     result = finish(recipe, run, "stable")
-    path = {"result": run.result("stable"), "summary": run.summary, "rl": run.reinforced("stable") / "result.json"}
+    path = {"result": run.result("stable"), "summary": run.summary, "rl": run.rl("stable").result}
     path[which].parent.mkdir(parents=True, exist_ok=True)
     path[which].write_text(json.dumps((result if which == "result" else {}) | changes))
     with contextlib.suppress(DataError):

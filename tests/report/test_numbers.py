@@ -1,8 +1,7 @@
 import numpy as np
 import pytest
 
-from megatron_octo.report.numbers import short_duration, short_number
-from megatron_octo.report.smooth import smoothed
+from megatron_octo.report.numbers import short_duration, short_number, smoothed
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,7 @@ def test_accuracy_is_that_of_the_checkpoint_the_stage_ends_with(recipe: Recipe, 
     run.heldout.write_text("{}")
     of = {"checkpoint_manifest_sha256": sha256_of(manifest), "problems_sha256": sha256_of(run.heldout)}
     measured = {"accuracy": 0.25, "problems": 256, **of}
-    write_json_atomically(run.evaluation("stable") / "heldout.json", measured)
+    write_json_atomically(run.heldout_result("stable"), measured)
     summary = write_summary(recipe, run)
     assert summary["stages"]["stable"]["accuracy"] == 0.25 and summary["stages"]["stable"]["problems"] == 256
     assert "held-out problems right" in _printed(summary) and "25.0%" in _printed(summary)
