@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from megatron_octo.errors import CheckpointError
 from megatron_octo.reading.json_text import read_record
 from megatron_octo.runtime.files import sha256_of_json, write_text_atomically
+from megatron_octo.runtime.progress import byte_progress, bytes_of
 from megatron_octo.runtime.recorded_files import Damage, RecordedFile, find_damage, find_unrecorded, locate
 
 MANIFEST = "manifest.json"
@@ -139,6 +140,19 @@ def verify_checkpoint(folder: Path, on_bytes: Callable[[int], None] | None = Non
             f"{folder}: damaged; restore it from a copy or go on from an earlier checkpoint\n  " + "\n  ".join(wrong)
         )
     return manifest
+
+
+def verify_checkpoints(path: Path) -> None:
+    """Verify a checkpoint, or every complete one in a folder of them; print a line for each that is intact.
+
+    Raises:
+        CheckpointError: there is no checkpoint, or one is damaged, as in `verify_checkpoint`.
+    """
+    steps = [] if (path / MANIFEST).is_file() else complete_steps(path)
+    for folder in [path / folder_name(step) for step in steps] or [path]:
+        with byte_progress(folder.name, bytes_of(folder)) as on_bytes:
+            manifest = verify_checkpoint(folder, on_bytes)
+        print(f"{folder}: whole ({len(manifest.files)} files, {sum(f.bytes for f in manifest.files):,} bytes)")
 
 
 def _described(folder: Path, damage: Sequence[Damage]) -> list[str]:
