@@ -66,11 +66,11 @@ def _compare(hf: Path, megatron: Path) -> LogitsReport:
     from transformers import AutoModelForCausalLM
 
     from megatron_octo.bridge.hf_folder import open_hf_folder
-    from megatron_octo.bridge.load import load_weights
     from megatron_octo.bridge.megatron_folder import open_megatron_folder
     from megatron_octo.model.build import build_model
     from megatron_octo.recipe import Parallel
     from megatron_octo.recipe.train import TrainSection
+    from megatron_octo.runtime.checkpoint_loading import load_weights
     from megatron_octo.runtime.checkpoints import MANIFEST
     from megatron_octo.runtime.device import setup_device
     from megatron_octo.runtime.groups import start_process_groups, stop_process_groups

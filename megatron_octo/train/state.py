@@ -6,13 +6,11 @@ from typing import Any
 
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest
-from megatron.core.dist_checkpointing.validation import StrictHandling
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer
 
 from megatron_octo.errors import CheckpointError
-from megatron_octo.runtime.checkpoint_loading import loading
-from megatron_octo.runtime.checkpoint_objects import check_extra_states
+from megatron_octo.runtime.checkpoint_loading import fill_chunk, load_sharded_state
 from megatron_octo.train.optimizer import allocate_moments, load_optimizer
 
 # Under the default type megatron-core 0.16.1 ends in "flattened_range is not supported"
@@ -20,15 +18,14 @@ _SHARDING = {"full": "fully_reshardable", "data_parallel": "dp_reshardable"}
 
 
 def sharded_state(
-    model: list[DistributedDataParallel], optimizer: MegatronOptimizer | None, resharding: str, *, is_loading: bool
+    model: list[DistributedDataParallel], optimizer: MegatronOptimizer, resharding: str, *, is_loading: bool
 ) -> dict[str, Any]:
-    """What a checkpoint stores, as Megatron's sharded tensors; `optimizer=None` leaves its part out."""
+    """What a checkpoint stores, as Megatron's sharded tensors."""
     metadata = {"distrib_optim_sharding_type": _SHARDING[resharding]}
     state: dict[str, Any] = {}
     for number, chunk in enumerate(model):
         state["model" if len(model) == 1 else f"model{number}"] = chunk.module.sharded_state_dict(metadata=metadata)
-    if optimizer is not None:
-        state["optimizer"] = optimizer.sharded_state_dict(dict(state), is_loading=is_loading, metadata=metadata)
+    state["optimizer"] = optimizer.sharded_state_dict(dict(state), is_loading=is_loading, metadata=metadata)
     return state
 
 
@@ -63,19 +60,14 @@ def load_state(
     """
     allocate_moments(optimizer)
     state = sharded_state(model, optimizer, resharding, is_loading=True)
-    with warnings.catch_warnings(), loading(folder):
-        warnings.simplefilter("ignore")
-        loaded, missing, unexpected = dist_checkpointing.load(state, str(folder), strict=StrictHandling.RETURN_ALL)
-    if not isinstance(loaded.get("optimizer"), dict):
+    loaded = load_sharded_state(folder, state, with_common=True)
+    if not isinstance(loaded.state.get("optimizer"), dict):
         raise CheckpointError(f"{folder}: common.pt holds nothing of the optimizer; restore it from a copy")
-    # Transformer Engine keeps FP8 scales under _extra_state; a layer spec without it has none
-    wrong = sorted(key for key in {*missing, *unexpected} if "_extra_state" not in key)
-    if wrong:
+    if wrong := sorted({*loaded.absent, *loaded.surplus}):
         raise CheckpointError(
             f"{folder}: {len(wrong)} tensors missing or surplus for this model ({', '.join(wrong[:4])}, ...); "
             "it is a checkpoint of another architecture"
         )
     for number, chunk in enumerate(model):
-        of_chunk = loaded["model" if len(model) == 1 else f"model{number}"]
-        chunk.module.load_state_dict(check_extra_states(of_chunk, str(folder)), strict=False)
-    load_optimizer(optimizer, loaded["optimizer"])
+        fill_chunk(chunk.module, loaded.state["model" if len(model) == 1 else f"model{number}"], folder)
+    load_optimizer(optimizer, loaded.state["optimizer"])
