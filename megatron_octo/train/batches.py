@@ -6,7 +6,7 @@ import torch
 from megatron.core import parallel_state
 from megatron.core.utils import get_batch_on_this_cp_rank
 
-from megatron_octo.data.blend import SampleSource
+from megatron_octo.data.datasets import SampleSource
 from megatron_octo.recipe.train import TrainSection
 
 Batch = dict[str, torch.Tensor]

@@ -1,6 +1,6 @@
-"""One step's forward and backward through Megatron's schedules, and its loss on every rank."""
+"""Forward and backward of a step through Megatron's schedules, its loss on every rank, and validation losses."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -9,8 +9,9 @@ from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
+from megatron_octo.data.datasets import SampleSource
 from megatron_octo.recipe.train import TrainSection
-from megatron_octo.train.batches import Batch, micro_batches
+from megatron_octo.train.batches import Batch, batch_stream, micro_batches
 
 LossRecord = dict[str, torch.Tensor]
 
@@ -55,3 +56,28 @@ def reduce_over_world(records: list[LossRecord], stop_requested: bool, device: t
     torch.distributed.all_reduce(totals)
     total, count, stops = totals.tolist()
     return total / count, stops > 0
+
+
+@torch.no_grad()
+def validation_losses(
+    model: list[DistributedDataParallel],
+    datasets: Mapping[str, SampleSource],
+    train: TrainSection,
+    device: torch.device,
+) -> dict[str, float]:
+    """Mean cross-entropy of each source, over `train.validation.batches` global batches. Every rank calls it."""
+    for chunk in model:
+        chunk.eval()
+    losses = {}
+    for source, samples in datasets.items():
+        batches = train.validation.batches
+        streams = [batch_stream(samples, train, device, first_step=0, steps=batches) for _ in model]
+        total = 0.0
+        for _ in range(batches):
+            records = run_micro_batches(model, streams, train, forward_only=True)
+            loss, _ = reduce_over_world(records, stop_requested=False, device=device)
+            total += loss
+        losses[source] = total / batches
+    for chunk in model:
+        chunk.train()
+    return losses

@@ -1,4 +1,4 @@
-"""`octo train`: the stages that are not done, each after its parent, each on ranks of its own."""
+"""`octo train`: the stages that are not complete, each after its parent, each on ranks of its own."""
 
 from collections.abc import Sequence
 
@@ -8,9 +8,8 @@ from megatron_octo.recipe.tokens import format_tokens
 from megatron_octo.runtime.launch import ranks_on_this_machine, run_module_as_ranks
 from megatron_octo.runtime.rank import Rank, is_rank_already
 from megatron_octo.runtime.run_folder import RunFolder
-from megatron_octo.train.done import finished_result
-from megatron_octo.train.origin import find_origin
-from megatron_octo.train.preflight import check_before_launch
+from megatron_octo.train.lineage import complete_result
+from megatron_octo.train.plan import StageOptions, StagePlan, plan_stage
 
 WORKER = "megatron_octo.train.worker"
 
@@ -23,62 +22,79 @@ def train_stages(
     accept_changes: bool = False,
     stop_after_step: int | None = None,
 ) -> int:
-    """Train the named stages (default: all) that are not done. Returns an exit status; 0 when all are.
+    """Train the named stages (default: all) that are not complete. Returns an exit status; 0 when all are.
 
     Raises:
-        OctoError: bad input, before any rank is started.
+        OctoError: bad input, before any stage is trained.
     """
     chosen = recipe.chosen(stages)
-    first = Rank.from_environment().is_first
-    todo = []
-    for stage in chosen:
-        result = finished_result(recipe, run, stage)
-        if result is None:
-            todo.append(stage)
-        elif first:
-            print(
-                f"{stage}: already trained ({format_tokens(result['tokens'])} tokens, loss {result['last_loss']:.4f}); "
-                "skipped",
-                flush=True,
-            )
-    for stage in todo:
-        parent = recipe.stages[stage].parent.stage
-        if parent != BASE and parent in todo and todo.index(parent) < todo.index(stage):
-            continue  # its parent's checkpoint comes to be in this very call
-        check_before_launch(recipe, run, stage, accept_changes=accept_changes)
-    if todo and first:
-        run.write_recipe(recipe)
-    for stage in todo:
-        check_before_launch(recipe, run, stage, accept_changes=accept_changes)
-        if is_rank_already():
-            if not _train_as_rank(recipe, run, stage, accept_changes, stop_after_step):
-                return 0
-            continue
-        if find_origin(recipe, run, stage).kind == "base":
-            import_base(recipe, run, recipe.layout(stage))
-        if status := _train_on_ranks(recipe, run, stage, accept_changes, stop_after_step):
+    options = StageOptions(accept_changes, stop_after_step)
+    if is_rank_already():
+        return _train_as_rank(recipe, run, chosen, options)
+    plans = _begin(recipe, run, chosen, options)
+    for stage, plan in plans.items():
+        if plan is None:  # its parent is complete by now
+            plan = plan_stage(recipe, run, stage, options, _world_size(recipe, stage))
+        if plan.needs_import:
+            import_base(recipe, run, plan.layout)
+        if status := _train_on_ranks(plan, options):
             return status
         if not run.result(stage).is_file():
-            return 0  # asked to stop: what is left is for the next call
+            return 0  # asked to stop: the rest is for the next call
     return 0
 
 
-def _train_as_rank(
-    recipe: Recipe, run: RunFolder, stage: str, accept_changes: bool, stop_after_step: int | None
-) -> bool:
-    from megatron_octo.train.stage import StageOptions, train_stage
+def _begin(recipe: Recipe, run: RunFolder, chosen: Sequence[str], options: StageOptions) -> dict[str, StagePlan | None]:
+    """The stages to train, with their plans; None where the parent is trained in this very call.
 
-    return train_stage(recipe, run, stage, StageOptions(accept_changes, stop_after_step))
+    Complete stages are named and left out. The resolved recipe is written once nothing was refused.
+    """
+    todo = []
+    for stage in chosen:
+        result = complete_result(recipe, run, stage)
+        if result is None:
+            todo.append(stage)
+            continue
+        tokens, loss = format_tokens(result["tokens"]), result["last_loss"]
+        print(f"{stage}: already trained ({tokens} tokens, loss {loss:.4f}); skipped", flush=True)
+    plans: dict[str, StagePlan | None] = {}
+    for stage in todo:
+        parent = recipe.stages[stage].parent.stage
+        waits = parent != BASE and parent in plans
+        plans[stage] = None if waits else plan_stage(recipe, run, stage, options, _world_size(recipe, stage))
+    if plans:
+        run.write_recipe(recipe)
+    return plans
 
 
-def _train_on_ranks(
-    recipe: Recipe, run: RunFolder, stage: str, accept_changes: bool, stop_after_step: int | None
-) -> int:
+def _world_size(recipe: Recipe, stage: str) -> int:
+    return Rank.from_environment().world_size if is_rank_already() else ranks_on_this_machine(recipe.layout(stage))
+
+
+def _train_on_ranks(plan: StagePlan, options: StageOptions) -> int:
+    """Start ranks on this machine and wait for them. Returns the exit status."""
     # a file of this stage's own: another stage of the recipe may be started meanwhile with other overrides
-    run.write_recipe(recipe, run.stage_recipe(stage))
-    arguments = ["--folder", str(run.root), "--stage", stage]
-    if accept_changes:
+    plan.run.write_recipe(plan.recipe, plan.run.stage_recipe(plan.name))
+    arguments = ["--folder", str(plan.run.root), "--stage", plan.name]
+    if options.accept_changes:
         arguments.append("--accept-changes")
-    if stop_after_step is not None:
-        arguments += ["--stop-after-step", str(stop_after_step)]
-    return run_module_as_ranks(WORKER, arguments, ranks_on_this_machine(recipe.layout(stage)))
+    if options.stop_after_step is not None:
+        arguments += ["--stop-after-step", str(options.stop_after_step)]
+    return run_module_as_ranks(WORKER, arguments, ranks_on_this_machine(plan.layout))
+
+
+def _train_as_rank(recipe: Recipe, run: RunFolder, chosen: Sequence[str], options: StageOptions) -> int:
+    """Train on the ranks that torchrun or SLURM started; this process is one of them."""
+    from megatron_octo.runtime.groups import from_first_rank
+    from megatron_octo.train.stage import join_ranks, train_stage
+
+    todo: list[str] | None = None
+    for stage in chosen:
+        if todo is not None and stage not in todo:
+            continue
+        with join_ranks(recipe, stage) as place:
+            if todo is None:
+                todo = from_first_rank(lambda: list(_begin(recipe, run, chosen, options)))
+            if stage in todo and not train_stage(place, recipe, run, stage, options):
+                return 0  # asked to stop: the rest is for the next call
+    return 0

@@ -1,11 +1,15 @@
-"""Writes a stage's checkpoints: beside, then verified by hash, then renamed; old ones cleared."""
+"""Writes a stage's checkpoints: under a temporary name, hashed, renamed; and removes old ones."""
 
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing import get_context, resource_tracker
+from multiprocessing.managers import SyncManager
 from pathlib import Path
 
 import torch
+from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer
@@ -15,9 +19,7 @@ from megatron_octo.errors import CheckpointError
 from megatron_octo.recipe.train import Checkpointing
 from megatron_octo.runtime.checkpoints import (
     CheckpointManifest,
-    FileRecord,
     complete_steps,
-    files_below,
     folder_name,
     partial_folder,
     remove_checkpoint,
@@ -26,17 +28,19 @@ from megatron_octo.runtime.checkpoints import (
 )
 from megatron_octo.runtime.files import sha256_of, sync, sync_tree
 from megatron_octo.runtime.groups import from_first_rank, together
+from megatron_octo.runtime.processes import leave_with
 from megatron_octo.runtime.rank import Rank
-from megatron_octo.train.results_queue import start_results_queue
+from megatron_octo.runtime.recorded_files import RecordedFile, files_below
+from megatron_octo.runtime.signals import stop_signals_blocked
 from megatron_octo.train.state import save_state
 
 
 @contextmanager
 def _written(folder: Path) -> Iterator[None]:
-    """Turn torch's CheckpointException, which is not even an Exception, into ours.
+    """Turn torch's CheckpointException, which does not derive from Exception, into ours.
 
     Raises:
-        CheckpointError: with what the first writer that failed has said.
+        CheckpointError: with the error of the first writer that failed.
     """
     try:
         yield
@@ -56,19 +60,19 @@ class CheckpointSaver:
         folder: Path,
         rank: Rank,
         settings: Checkpointing,
-        keep_steps: list[int],
+        keep_steps: frozenset[int],
         on_wait: Callable[[], None],
     ) -> None:
-        """Clear what interrupted saves left.
+        """Remove the remains of interrupted saves.
 
         Args:
             keep_steps: checkpoints that are never removed.
             on_wait: called every few seconds while files are hashed.
         """
-        self.folder, self.rank, self.settings, self.keep_steps = folder, rank, settings, set(keep_steps)
+        self.folder, self.rank, self.settings, self.keep_steps = folder, rank, settings, keep_steps
         self.on_wait = on_wait
         self.queue = AsyncCallsQueue()
-        start_results_queue()
+        _start_results_queue()
         if rank.is_first:
             folder.mkdir(parents=True, exist_ok=True)
             remove_partial_checkpoints(folder)
@@ -108,7 +112,7 @@ class CheckpointSaver:
             self._finalize(blocking=False)
 
     def close(self) -> None:
-        """Wait for what is still being written."""
+        """Wait for a save that is still being written."""
         self._finalize(blocking=True)
         self.queue.close()
 
@@ -134,20 +138,20 @@ class CheckpointSaver:
 
         return finish
 
-    def _hash_files(self, partial: Path) -> list[FileRecord]:
+    def _hash_files(self, partial: Path) -> list[RecordedFile]:
         """SHA-256 of every file, the files shared out over the ranks."""
         # one list for all ranks: on a shared file system they may not see the same yet
         names = from_first_rank(lambda: files_below(partial))
         if not names:
             raise CheckpointError(f"{partial}: Megatron-Core wrote nothing; is the file system full or not shared?")
         mine = together(lambda: self._records_of(partial, names[self.rank.rank :: self.rank.world_size]), self.on_wait)
-        gathered: list[list[FileRecord]] = [[] for _ in range(self.rank.world_size)]
+        gathered: list[list[RecordedFile]] = [[] for _ in range(self.rank.world_size)]
         torch.distributed.all_gather_object(gathered, mine)
         return sorted((record for part in gathered for record in part), key=lambda record: record.path)
 
-    def _records_of(self, partial: Path, names: list[str]) -> list[FileRecord]:
+    def _records_of(self, partial: Path, names: list[str]) -> list[RecordedFile]:
         return [
-            FileRecord(path=name, bytes=(partial / name).stat().st_size, sha256=sha256_of(partial / name))
+            RecordedFile(path=name, bytes=(partial / name).stat().st_size, sha256=sha256_of(partial / name))
             for name in names
         ]
 
@@ -155,3 +159,21 @@ class CheckpointSaver:
         passing = [step for step in complete_steps(self.folder) if step not in self.keep_steps]
         for step in passing[: -self.settings.keep]:
             remove_checkpoint(self.folder, step)
+
+
+def _start_results_queue() -> None:
+    """Start the process that hands results of Megatron's writers to the rank, with the stop signals blocked.
+
+    Workaround for megatron-core 0.16.1, which starts it at the first save as a spawned manager in the rank's process
+    group. A signal to that group kills it, and every later save then ends in a BrokenPipeError, so that a stop signal
+    after a save would lose the steps since. Safe to call again.
+    """
+    if filesystem_async._results_queue is not None:
+        return
+    with stop_signals_blocked():
+        # starting the tracker unblocks SIGINT and SIGTERM, so it comes first, in a block of its own
+        resource_tracker.ensure_running()
+    with stop_signals_blocked():
+        manager = SyncManager(ctx=get_context("spawn"))
+        manager.start(leave_with, (os.getpid(),))
+    filesystem_async._results_queue = manager.Queue()

@@ -29,15 +29,15 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         from megatron_octo.recipe import load_recipe
         from megatron_octo.runtime.run_folder import RunFolder
-        from megatron_octo.train.stage import StageOptions, train_stage
+        from megatron_octo.train.plan import StageOptions
+        from megatron_octo.train.stage import join_ranks, train_stage
 
         run = RunFolder(options.folder)
-        train_stage(
-            load_recipe(str(run.stage_recipe(options.stage))),
-            run,
-            options.stage,
-            StageOptions(accept_changes=options.accept_changes, stop_after_step=options.stop_after_step),
-        )
+        recipe = load_recipe(str(run.stage_recipe(options.stage)))
+        with join_ranks(recipe, options.stage) as place:
+            train_stage(
+                place, recipe, run, options.stage, StageOptions(options.accept_changes, options.stop_after_step)
+            )
     except Exception as error:
         return report_failure(error, Rank.from_environment().rank)
     finally:

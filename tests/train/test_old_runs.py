@@ -66,14 +66,16 @@ def test_a_training_and_its_branch_go_on(old_code, tmp_path):
 
 
 _DIGEST = """
-import json, sys
+import sys
 from megatron_octo.recipe import load_recipe
 from megatron_octo.rl import launch
-recipe = load_recipe(sys.argv[1], sys.argv[2:])
-settings = {"rl": recipe.rl.model_dump(mode="json", exclude=launch._MAY_CHANGE)}
-if hasattr(launch, "in_first_form"):
-    settings = launch.in_first_form(settings, launch.RL_CHANGES)
-print(launch.sha256_of_json(settings))
+rl = load_recipe(sys.argv[1], sys.argv[2:]).rl
+if hasattr(launch, "_MAY_CHANGE"):  # the old code, which has no function for it
+    settings = rl.model_dump(mode="json", exclude=launch._MAY_CHANGE)
+    print(launch.sha256_of_json({"rl": settings, "export": "0a", "files": {"prompts.jsonl": "{}"}}))
+else:
+    from megatron_octo.rl.plan import settings_digest
+    print(settings_digest(rl, "0a", {"prompts.jsonl": "{}"}))
 """
 
 

@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from megatron_octo.data.blend import BlendedSource, differences, fingerprint
+from megatron_octo.data.mixture import MixtureSource, data_fingerprint, fingerprint_changes
 from megatron_octo.recipe.train import Guards
 from megatron_octo.runtime.records import as_ranges, keep_lines_until, missing_steps, read_lines
-from megatron_octo.train.guards import SpikeDetector
+from megatron_octo.train.loop import SpikeDetector
 
 
 def test_a_spike_is_flagged_and_does_not_hide_the_next():
@@ -30,21 +30,21 @@ def test_ranges_of_numbers():
 
 
 def source(name, weight=1.0, digest="a"):
-    return BlendedSource(name=name, weight=weight, prefixes=(), digest=digest)
+    return MixtureSource(name=name, weight=weight, prefixes=(), sha256=digest)
 
 
 def test_the_fingerprint_changes_with_whatever_reorders():
     fixed = {"samples": 10, "sequence_length": 8, "global_batch_size": 2, "seed": 1}
-    base = fingerprint([source("a"), source("b")], **fixed)
-    assert differences(base, fingerprint([source("a"), source("b")], **fixed)) == []
-    assert differences(json.loads(json.dumps(base)), base) == []  # as it comes back from a manifest
+    base = data_fingerprint([source("a"), source("b")], **fixed)
+    assert fingerprint_changes(base, data_fingerprint([source("a"), source("b")], **fixed)) == []
+    assert fingerprint_changes(json.loads(json.dumps(base)), base) == []  # as it comes back from a manifest
     for changed in (
-        fingerprint([source("b"), source("a")], **fixed),
-        fingerprint([source("a", digest="z"), source("b")], **fixed),
-        fingerprint([source("a", weight=2.0), source("b")], **fixed),
-        *(fingerprint([source("a"), source("b")], **(fixed | {key: 99})) for key in fixed),
+        data_fingerprint([source("b"), source("a")], **fixed),
+        data_fingerprint([source("a", digest="z"), source("b")], **fixed),
+        data_fingerprint([source("a", weight=2.0), source("b")], **fixed),
+        *(data_fingerprint([source("a"), source("b")], **(fixed | {key: 99})) for key in fixed),
     ):
-        assert len(differences(base, changed)) == 1
+        assert len(fingerprint_changes(base, changed)) == 1
 
 
 def test_a_torn_last_line_is_left_out_and_repeated_steps_are_dropped(tmp_path):
