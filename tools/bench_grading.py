@@ -30,8 +30,10 @@ import json, pathlib, sys, time
 sys.path.insert(0, sys.argv[1])
 if pathlib.Path(sys.argv[1], "megatron_octo/grading").is_dir():
     from megatron_octo.grading.pool import Graders
-    right = lambda graders, pair: graders.grade(*pair).right
-else:  # before there was a room for it
+    from megatron_octo.grading.verdict import Verdict
+    field = "is_right" if "is_right" in Verdict.__dataclass_fields__ else "right"
+    right = lambda graders, pair: getattr(graders.grade(*pair), field)
+else:  # before there was a package for it
     from megatron_octo.rl.graders import Graders
     right = lambda graders, pair: graders.grade(*pair)[0]
 if __name__ == "__main__":

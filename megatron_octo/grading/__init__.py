@@ -1,5 +1,10 @@
-"""Grading: the answer of a response, compared with a gold answer by rules and math-verify. Shared by RL and evaluation.
+"""Grading: is the answer in a response the gold answer? By rules and math-verify, for RL and evaluation.
 
-with Graders() as graders:
-    verdict = graders.grade(response, gold)
+with Graders(processes=2, seconds=5.0) as graders:
+    verdict = graders.grade(response, gold)  # verdict.is_right, verdict.has_answer, verdict.timed_out
 """
+
+from megatron_octo.grading.pool import Graders
+from megatron_octo.grading.verdict import Form, Verdict
+
+__all__ = ["Form", "Graders", "Verdict"]

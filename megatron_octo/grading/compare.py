@@ -2,30 +2,17 @@
 
 import math
 import re
-from typing import NamedTuple
 
 from megatron_octo.grading.notation import normalized
 from megatron_octo.grading.numbers import is_undone_division, read_number
 from megatron_octo.grading.units import split_unit
-from megatron_octo.grading.verdict import Form
+from megatron_octo.grading.verdict import Decision
 
 MAX_CHARACTERS = 300
 """Longest answer that is looked at beyond its text: MATH8K's longest is shorter by half."""
 _LONGEST_QUESTION = 20_000
 _FORMULA = re.compile(r"(?<!\\)\$\$?(.+?)\$\$?|\\\[(.+?)\\\]|\\\((.+?)\\\)", re.DOTALL)
 _OPERATION = re.compile(r"[+*/^!|]|(?<=.)-|\\[a-zA-Z]|\(")
-
-
-class Decision(NamedTuple):
-    """What was found of an answer, before the form is applied."""
-
-    right: bool
-    rule: str
-    marks: tuple[str, ...] = ()
-
-    def in_form(self, form: Form) -> "Decision":
-        """Wrong in the strict form where a mark says that nobody evaluated it."""
-        return Decision(self.right and not (form == "strict" and self.marks), self.rule, self.marks)
 
 
 def parses(gold: str) -> bool:

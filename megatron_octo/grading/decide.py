@@ -7,11 +7,12 @@ import re
 from dataclasses import dataclass
 
 from megatron_octo.grading import algebra, unevaluated
-from megatron_octo.grading.compare import Decision, decide_quickly
+from megatron_octo.grading.compare import decide_quickly
 from megatron_octo.grading.notation import normalized
 from megatron_octo.grading.numbers import Number, is_undone_division, read_decimal_comma, read_number
 from megatron_octo.grading.structure import Reading, is_bracketed, read
 from megatron_octo.grading.units import Quantity, split_unit
+from megatron_octo.grading.verdict import Decision
 from megatron_octo.grading.words import same_words
 
 _MAX_ITEMS = 40

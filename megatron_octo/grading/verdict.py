@@ -1,24 +1,37 @@
-"""What grading says of a response."""
+"""What grading finds: a decision about an answer, and the verdict on a whole response."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 Form = Literal["strict", "lenient"]
-"""strict: an expression that nobody evaluated is wrong where the gold is a value. lenient: it is right, and marked."""
+"""Whether an unevaluated expression is right where the gold is a value. strict: it is wrong. lenient: it is right."""
+
+
+class Decision(NamedTuple):
+    """Whether an answer equals the gold, before the form is applied."""
+
+    is_right: bool
+    rule: str
+    marks: tuple[str, ...] = ()
+
+    def in_form(self, form: Form) -> "Decision":
+        """This decision in a form: in the strict form, an answer with a mark is wrong."""
+        return Decision(self.is_right and not (form == "strict" and self.marks), self.rule, self.marks)
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """A response, graded."""
+    """The grade of a response."""
 
-    right: bool
+    is_right: bool
     answer: str | None
-    """What was extracted; None where the response has no box that closes."""
+    """The answer found in the response; None if the response has no box that closes."""
     rule: str
-    """Which rule decided: `text`, `number`, `value`, ...; docs/grading.md has the list."""
+    """The rule that decided: `text`, `number`, `value`, `no box`, `timed out`, ..."""
     timed_out: bool = False
+    """Whether the comparison took too long. The response is then wrong."""
     marks: tuple[str, ...] = ()
-    """`unevaluated`: equal in value, but nobody evaluated it. `copied`: it stands in the question."""
+    """`unevaluated`: equal in value, but not evaluated. `copied`: a formula of the question."""
 
     @property
     def has_answer(self) -> bool:

@@ -1,4 +1,4 @@
-"""A recipe's `rl` section in OpenRLHF 0.11.2's own options."""
+"""A recipe's `rl` section as OpenRLHF 0.11.2's own options."""
 
 import re
 from collections.abc import Mapping
@@ -7,43 +7,40 @@ from typing import Any
 
 from megatron_octo.errors import RecipeError
 from megatron_octo.recipe.rl import RlSection
+from megatron_octo.runtime.rl_folder import RlFolder
 
 OPENRLHF = "0.11.2"
-"""The version whose options and classes are known here."""
+"""The one version of OpenRLHF whose options and classes this package knows."""
 AGENT = Path(__file__).with_name("agent.py")
 VALIDATION_SCORE = "eval_validation_pass1"
-"""OpenRLHF's name of the validation score: rows say `datasource: validation`."""
+"""OpenRLHF's name of the validation score. It contains the prompts' `datasource`, which is `validation`."""
 
-
-_OURS = {
+_RESERVED = {
     "critic.model_name_or_path", "train.async_enable", "reward.remote_url", "eval.dataset", "ckpt.disable_ds",
     "actor.num_nodes", "critic.num_nodes", "ref.num_nodes",
 }  # fmt: skip
-"""Options that change what is run, beside those that a section always sets."""
-_NEGATIVE = re.compile(r"-\d+|-\d*\.\d+")
-"""What argparse takes for a number."""
-_FREE = {"vllm.gpu_memory_utilization", "vllm.enforce_eager", "ds.attn_implementation", "actor.entropy_coef"}
-"""Options that we only suggest."""
+"""Options that `rl.openrlhf` may not set, although `openrlhf_options` does not always set them."""
+_DEFAULTS = {"vllm.gpu_memory_utilization", "vllm.enforce_eager", "ds.attn_implementation", "actor.entropy_coef"}
+"""Options that `openrlhf_options` sets, and `rl.openrlhf` may override."""
+_NEGATIVE_NUMBER = re.compile(r"-\d+|-\d*\.\d+")
+"""What argparse takes for a negative number and not for an option."""
 
 
-def options_of(
-    rl: RlSection, *, model: Path, prompts: Path, validation: Path | None, folder: Path, on_cpu: bool
-) -> dict[str, Any]:
+def openrlhf_options(rl: RlSection, *, model: Path, folder: RlFolder, on_cpu: bool) -> dict[str, Any]:
     """OpenRLHF's options by name, without the leading dashes.
 
     Args:
-        model: an exported stage.
-        prompts: JSONL rows of `input` (with the template around it), `label` and `datasource`.
-        folder: where checkpoints, the last model and TensorBoard's files go.
+        model: the folder of an exported stage.
+        folder: where OpenRLHF finds the prompts, and leaves checkpoints, the last model and TensorBoard files.
 
     Raises:
-        RecipeError: an option of OpenRLHF that the section has a key for.
+        RecipeError: `rl.openrlhf` sets an option that the section has a key for.
     """
     options: dict[str, Any] = {
         "actor.model_name_or_path": str(model),
         "actor.num_gpus_per_node": rl.gpus,
         "actor.adam.lr": rl.learning_rate,
-        "actor.lr_scheduler": _shape(rl),
+        "actor.lr_scheduler": _scheduler(rl),
         "actor.lr_warmup_ratio": rl.warmup,
         "actor.eps_clip": rl.clip,
         "actor.entropy_coef": 0.0,  # logged, no bonus
@@ -64,17 +61,17 @@ def options_of(
         "train.num_episodes": rl.episodes,
         "train.seed": rl.seed,
         "train.agent_func_path": str(AGENT),
-        "data.prompt_dataset": str(prompts),
+        "data.prompt_dataset": str(folder.prompts),
         "data.input_key": "input",
         "data.label_key": "label",
         "data.max_len": rl.max_prompt_tokens + rl.longest_response,
-        "ckpt.path": str(folder / "checkpoints"),
-        "ckpt.output_dir": str(folder / "last"),
+        "ckpt.path": str(folder.checkpoints),
+        "ckpt.output_dir": str(folder.last),
         "ckpt.save_steps": rl.save_every,
         "ckpt.max_num": rl.keep,
-        "ckpt.save_hf": validation is not None,  # for the best model; the last one is saved anyway
+        "ckpt.save_hf": rl.validation is not None,  # for the best model; the last one is saved anyway
         "ckpt.load_enable": True,
-        "logger.tensorboard_dir": str(folder / "tensorboard"),
+        "logger.tensorboard_dir": str(folder.tensorboard),
     }
     if rl.kl_coefficient:
         options["ref.num_gpus_per_node"] = rl.gpus
@@ -83,12 +80,12 @@ def options_of(
             "critic.model_name_or_path": str(model),
             "critic.num_gpus_per_node": rl.gpus,
             "critic.adam.lr": rl.critic_learning_rate,
-            "critic.lr_scheduler": _shape(rl),
+            "critic.lr_scheduler": _scheduler(rl),
             "critic.lr_warmup_ratio": rl.warmup,
         }
-    if validation is not None:
+    if rl.validation is not None:
         options |= {
-            "eval.dataset": str(validation),
+            "eval.dataset": str(folder.validation_prompts),
             "eval.steps": rl.validate_every,
             "eval.temperature": 0.0,  # greedy [A]
             "eval.n_samples_per_prompt": 1,
@@ -101,7 +98,7 @@ def options_of(
             "vllm.gpu_memory_utilization": 0.1,  # a share of the machine's memory; the cache has a limit of its own
             "ds.attn_implementation": "sdpa",
         }
-    if taken := sorted((options.keys() | _OURS) & rl.openrlhf.keys() - _FREE):
+    if taken := sorted((options.keys() | _RESERVED) & rl.openrlhf.keys() - _DEFAULTS):
         raise RecipeError(
             f"rl.openrlhf.{taken[0]}: is set by the `rl` section itself, or not served here; use the section's own key "
             "(docs/rl.md)"
@@ -109,19 +106,20 @@ def options_of(
     return options | rl.openrlhf
 
 
-def _shape(rl: RlSection) -> str:
-    """transformers' `constant` leaves the warm-up out without a word."""
+def _scheduler(rl: RlSection) -> str:
+    """The name of transformers' scheduler. Its `constant` silently ignores the warm-up."""
     has_warmup = rl.learning_rate_shape == "constant" and rl.warmup > 0
     return "constant_with_warmup" if has_warmup else rl.learning_rate_shape
 
 
 def command_line(options: Mapping[str, Any]) -> list[str]:
-    """Options as OpenRLHF's parser takes them: a flag where the value is true, nothing where it is false.
+    """Options as OpenRLHF's parser takes them: a bare flag for true, nothing for false and None.
 
-    A value is in its option's word, so that one like -1e-05 is not taken for another option; a list's cannot be.
+    A value stands in one word with its option (`--name=-1e-05`), so that argparse does not take a negative number for
+    an option. The entries of a list cannot.
 
     Raises:
-        RecipeError: a list with an entry that would be taken for an option.
+        RecipeError: an entry of a list looks like an option.
     """
     words: list[str] = []
     for name, value in options.items():
@@ -130,17 +128,21 @@ def command_line(options: Mapping[str, Any]) -> list[str]:
         if value is True:
             words.append(f"--{name}")
         elif isinstance(value, list | tuple):
-            parts = [str(part) for part in value]
-            if taken := [part for part in parts if part.startswith("-") and not _NEGATIVE.fullmatch(part)]:
-                raise RecipeError(f"rl.openrlhf.{name}: {taken[0]} would be taken for an option; give another value")
-            words += [f"--{name}", *parts]
+            entries = [str(entry) for entry in value]
+            if wrong := [entry for entry in entries if entry.startswith("-") and not _NEGATIVE_NUMBER.fullmatch(entry)]:
+                raise RecipeError(f"rl.openrlhf.{name}: {wrong[0]} would be taken for an option; give another value")
+            words += [f"--{name}", *entries]
         else:
             words.append(f"--{name}={value}")
     return words
 
 
-def gpus_of(rl: RlSection, options: Mapping[str, Any]) -> int:
-    """GPUs that a run takes from Ray."""
+def gpus_needed(rl: RlSection, options: Mapping[str, Any]) -> int:
+    """GPUs that a run takes from Ray.
+
+    Raises:
+        RecipeError: `train.colocate_all` with different numbers of GPUs for the actor and the engines.
+    """
     engines = rl.engines * rl.engine_gpus
     if options.get("train.colocate_all"):
         if rl.gpus != engines:

@@ -1,6 +1,6 @@
-"""The environment of OpenRLHF's processes: variables by name, so that no secret gets into Ray's logs.
+"""The environment variables of OpenRLHF's processes, chosen by name so that no secret gets into Ray's logs.
 
-Ray writes what its workers are given into log files, and shows it to whoever may look at the cluster.
+Ray writes its workers' variables into log files, and shows them to everyone who can look at the cluster.
 """
 
 import os
@@ -8,17 +8,17 @@ from collections.abc import Mapping
 
 from megatron_octo.rl.session import VARIABLE
 
-MORE = "OCTO_RL_VARIABLES"
+EXTRA_VARIABLES = "OCTO_RL_VARIABLES"
 """Names of further variables to pass on, separated by commas."""
 SLOTS = "OCTO_RL_SLOTS"
-"""GPUs that Ray is told of where there are none."""
+"""How many GPUs Ray is told that the machine has, where it has none."""
 
 _SYSTEM = (
     "PATH", "HOME", "USER", "LOGNAME", "LANG", "LC_ALL", "TZ", "TMPDIR", "TERM", "COLUMNS", "XDG_CACHE_HOME",
     "LD_LIBRARY_PATH", "LD_PRELOAD", "LIBRARY_PATH", "CPATH", "CC", "CXX", "MAX_JOBS",
     "PYTHONPATH", "PYTHONUNBUFFERED", "PYTHONHASHSEED", "VIRTUAL_ENV", "CONDA_PREFIX",
 )  # fmt: skip
-WORKERS = (
+_WORKERS = (
     VARIABLE, SLOTS, "OCTO_DEVICE", "OCTO_RUNS",
     "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_ENDPOINT", "TRANSFORMERS_OFFLINE",
     "TOKENIZERS_PARALLELISM",
@@ -38,35 +38,38 @@ WORKERS = (
     "GLOO_SOCKET_IFNAME", "UCX_NET_DEVICES", "UCX_TLS", "FI_PROVIDER", "FI_EFA_USE_DEVICE_RDMA", "FI_EFA_FORK_SAFE",
     "CUDA_DEVICE_ORDER",
 )  # fmt: skip
-"""What every worker gets, wherever it runs."""
+"""Every worker gets these, on whichever host it runs."""
 _DRIVER = (
     "CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES", "NVIDIA_DRIVER_CAPABILITIES",
     "RAY_USAGE_STATS_ENABLED", "RAY_TMPDIR", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH",
     "RAY_memory_usage_threshold", "RAY_memory_monitor_refresh_ms",
 )  # fmt: skip
-"""What the driver needs besides, to start Ray or to join it. No worker is given it by Ray."""
+"""The driver needs these too, to start or join Ray. Ray does not pass them to workers."""
+
+
+_NETWORK_AND_GPU = ("NCCL_", "GLOO_", "UCX_", "FI_", "CUDA_", "VLLM_", "DS_")
+"""Prefixes of variables that a user would miss."""
 
 
 def driver_environment(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
     """The variables of `octo rl` that OpenRLHF's driver is started with."""
-    return _chosen(environment, (*_SYSTEM, *WORKERS, *_DRIVER, *_more(environment), MORE))
+    names = (*_SYSTEM, *_WORKERS, *_DRIVER, *_extra(environment), EXTRA_VARIABLES)
+    return _chosen(environment, names)
 
 
 def worker_environment(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """The variables that Ray gives to every worker; they stand in its logs."""
-    return _chosen(environment, (*WORKERS, *_more(environment)))
+    """The variables that Ray gives to every worker. They appear in its logs."""
+    return _chosen(environment, (*_WORKERS, *_extra(environment)))
 
 
 def left_out(environment: Mapping[str, str] = os.environ) -> list[str]:
-    """Names of variables that steer networks and GPUs, and are not passed on."""
-    return sorted(name for name in environment.keys() - driver_environment(environment) if name.startswith(_STEERING))
+    """Names of variables for networks and GPUs that are not passed on."""
+    dropped = environment.keys() - driver_environment(environment)
+    return sorted(name for name in dropped if name.startswith(_NETWORK_AND_GPU))
 
 
-_STEERING = ("NCCL_", "GLOO_", "UCX_", "FI_", "CUDA_", "VLLM_", "DS_")
-
-
-def _more(environment: Mapping[str, str]) -> tuple[str, ...]:
-    return tuple(name.strip() for name in environment.get(MORE, "").split(",") if name.strip())
+def _extra(environment: Mapping[str, str]) -> tuple[str, ...]:
+    return tuple(name.strip() for name in environment.get(EXTRA_VARIABLES, "").split(",") if name.strip())
 
 
 def _chosen(environment: Mapping[str, str], names: tuple[str, ...]) -> dict[str, str]:

@@ -59,7 +59,7 @@ def check_final(gold: str, field: str, compare: Compare) -> None:
         return
     if GSM8K_MARK not in gold and parses(gold):
         quick = decide_quickly(final, gold)
-        if quick.right if quick is not None else compare(final, gold):
+        if quick.is_right if quick is not None else compare(final, gold):
             return
     way_out = f"set answer_after: '{GSM8K_MARK}'" if GSM8K_MARK in gold else "name a field that holds the answer alone"
     raise BadRow(f"field {field!r} is a worked solution, to which its own answer is not equal; {way_out}")

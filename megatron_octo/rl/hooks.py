@@ -1,6 +1,6 @@
-"""Everything that is put into OpenRLHF's processes: Ray's workers by their setup hook, vLLM's by its plugin.
+"""What this project changes in OpenRLHF's processes: in Ray's workers by their setup hook, in vLLM's by a plugin.
 
-Importing OpenRLHF takes seconds in each, so it is left to those that carry a session.
+Importing OpenRLHF takes seconds, so processes that belong to no RL run do not import it.
 """
 
 import os
@@ -10,7 +10,7 @@ from megatron_octo.runtime.loopback import keep_stores_on_loopback
 
 
 def install() -> None:
-    """Install what this process needs; nothing where it belongs to no RL run. Ray's `worker_process_setup_hook`."""
+    """Change what this process needs; nothing if it belongs to no RL run. Ray's `worker_process_setup_hook`."""
     session = Session.from_environment()
     if session is None:
         return
@@ -36,7 +36,7 @@ def install() -> None:
 
 
 def vllm_plugin() -> None:
-    """Entry point `vllm.general_plugins`: vLLM calls it in each of its processes, whoever started them."""
+    """Entry point `vllm.general_plugins`, which vLLM calls in each of its processes, whoever started them."""
     session = Session.from_environment()
     if session is None:
         return

@@ -144,4 +144,4 @@ class _Compare(ExitStack):
     def __call__(self, answer: str, gold: str) -> bool:
         if self._graders is None:
             self._graders = self.enter_context(Graders(1))
-        return self._graders.grade(f"\\boxed{{{answer}}}", gold).right
+        return self._graders.grade(f"\\boxed{{{answer}}}", gold).is_right

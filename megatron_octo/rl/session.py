@@ -1,38 +1,41 @@
-"""What every process of an RL run must know: carried through Ray and vLLM as one environment variable."""
+"""The settings that every process of an RL run needs, carried through Ray and vLLM in one environment variable."""
 
 import os
-from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
 from megatron_octo.recipe.rl import RlSection
+from megatron_octo.runtime.rl_folder import RlFolder
 
 VARIABLE = "OCTO_RL"
 
 
 class Session(BaseModel):
-    """A run's settings, for its workers."""
+    """An RL run, as its worker processes know it."""
 
     model_config = ConfigDict(frozen=True)
 
     rl: RlSection
-    folder: Path
-    """`runs/<recipe>/rl/<stage>`."""
-
-    @property
-    def metrics(self) -> Path:
-        return self.folder / "metrics.jsonl"
-
-    @property
-    def validation(self) -> Path:
-        return self.folder / "validation_scores.jsonl"
+    folder: RlFolder
 
     def to_environment(self) -> dict[str, str]:
-        """The variable that carries it."""
+        """The environment variable that carries this session, by name."""
         return {VARIABLE: self.model_dump_json()}
 
     @classmethod
     def from_environment(cls) -> "Session | None":
-        """The session of this process; None where it belongs to none."""
+        """The session of this process; None if the process belongs to no RL run."""
         text = os.environ.get(VARIABLE)
         return cls.model_validate_json(text) if text else None
+
+    @classmethod
+    def required(cls) -> "Session":
+        """The session of this process.
+
+        Raises:
+            RuntimeError: the process belongs to no RL run.
+        """
+        session = cls.from_environment()
+        if session is None:
+            raise RuntimeError(f"{VARIABLE} is not set: this code runs only in processes that `octo rl` starts")
+        return session

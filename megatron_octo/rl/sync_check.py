@@ -1,8 +1,8 @@
-"""The proof that vLLM samples from the trainer's weights: after each sync both sides are hashed and compared.
+"""A check that vLLM samples from the trainer's weights: after each sync, hashes of both are compared.
 
-vLLM keeps some tensors joined (queries, keys and values; gate and up), and its vocabulary padded; the trainer's are put
-together the same way before they are hashed. The engines leave their digests in the run's folder, where the trainer
-reads them: all hosts share it.
+vLLM joins some tensors (queries, keys and values; gate and up) and pads the vocabulary. The trainer's tensors are
+joined in the same way before they are hashed. Each engine writes its digests to the run's folder, which all hosts
+share, and the trainer reads them there.
 """
 
 import hashlib
@@ -10,29 +10,33 @@ import json
 import os
 import time
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from megatron_octo.errors import RuntimeSetupError
 from megatron_octo.rl.session import Session
-from megatron_octo.rl.watch import append
+from megatron_octo.rl.watch import append_record
 from megatron_octo.runtime.files import write_json_atomically
+from megatron_octo.runtime.rl_folder import RlFolder
 
 _JOINED = {
     "q_proj": "qkv_proj", "k_proj": "qkv_proj", "v_proj": "qkv_proj",
     "gate_proj": "gate_up_proj", "up_proj": "gate_up_proj",
 }  # fmt: skip
-_SEEN_SECONDS = 20.0
+_SHARED_FILE_SECONDS = 20.0
 """How long a shared file system may take to show another host's file."""
-_VOCABULARY = ("embed_tokens.weight", "lm_head.weight")
+_PADDED = ("embed_tokens.weight", "lm_head.weight")
+_ENGINE_FILES = "engine-*.json"
 Digests = dict[str, str]
 """SHA-256 of each tensor, by vLLM's names."""
 
 
 def trainer_digests(parameters: Iterable[tuple[str, torch.Tensor]]) -> Digests:
-    """Of a causal model of transformers; its parts come in vLLM's order (queries, keys, values; gate, up)."""
+    """Digests of a causal model of transformers, by vLLM's names.
+
+    Its parameters must come in vLLM's order: queries, keys, values; gate, up.
+    """
     hashes: dict[str, Any] = {}
     for name, tensor in parameters:
         words = [_JOINED.get(word, word) for word in name.split(".")]
@@ -41,45 +45,50 @@ def trainer_digests(parameters: Iterable[tuple[str, torch.Tensor]]) -> Digests:
 
 
 def engine_digests(parameters: Iterable[tuple[str, torch.Tensor]], vocabulary: int) -> Digests:
-    """Of vLLM's model, without the padding of its vocabulary."""
-    return {
-        name: hashlib.sha256(_bytes_of(tensor[:vocabulary] if name.endswith(_VOCABULARY) else tensor)).hexdigest()
-        for name, tensor in parameters
-    }
+    """Digests of vLLM's model.
+
+    Args:
+        vocabulary: rows of the embedding that are not padding.
+    """
+    digests = {}
+    for name, tensor in parameters:
+        unpadded = tensor[:vocabulary] if name.endswith(_PADDED) else tensor
+        digests[name] = hashlib.sha256(_bytes_of(unpadded)).hexdigest()
+    return digests
 
 
 def differences(trainer: Mapping[str, str], engine: Mapping[str, str]) -> list[str]:
-    """Names of tensors that differ, or that one side lacks."""
+    """Names of the tensors that differ, or that one side does not have."""
     return sorted(name for name in trainer.keys() | engine.keys() if trainer.get(name) != engine.get(name))
 
 
 def install_on_engine() -> None:
-    """In a process of vLLM: leave digests once the last tensor of a sync is in. Safe to call again."""
+    """In a process of vLLM: write digests once the last tensor of a sync has arrived. Safe to call again."""
     from openrlhf.trainer.ray.vllm_worker_wrap import WorkerWrap
 
     if hasattr(WorkerWrap, "octo_checks"):
         return
     WorkerWrap.octo_checks = True
     for name in ("update_weight", "update_weight_cuda_ipc"):
-        setattr(WorkerWrap, name, _then_write(getattr(WorkerWrap, name)))
+        setattr(WorkerWrap, name, _writing_digests(getattr(WorkerWrap, name)))
 
 
-def _then_write(original: Any) -> Any:
+def _writing_digests(original: Any) -> Any:
     def update(self: Any, *args: Any) -> Any:
         result = original(self, *args)
-        session = Session.from_environment()
-        is_last = bool(args[-1])  # what OpenRLHF calls empty_cache, and says with the last tensor
-        if is_last and session is not None:
+        is_last = bool(args[-1])  # OpenRLHF's `empty_cache`, which is true for the last tensor alone
+        if is_last:
             model = self.model_runner.model
             digests = engine_digests(model.named_parameters(), model.config.vocab_size)
-            write_json_atomically(_folder(session) / f"engine-{os.uname().nodename}-{os.getpid()}.json", digests)
+            name = _ENGINE_FILES.replace("*", f"{os.uname().nodename}-{os.getpid()}")
+            write_json_atomically(Session.required().folder.sync_digests / name, digests)
         return result
 
     return update
 
 
 def install_on_trainer() -> None:
-    """In the actor's processes: compare after each sync. Safe to call again."""
+    """In the actor's processes: compare digests after each sync. Safe to call again."""
     from openrlhf.trainer.ray.ppo_actor import ActorPPOTrainer
 
     if hasattr(ActorPPOTrainer, "octo_checks"):
@@ -88,27 +97,26 @@ def install_on_trainer() -> None:
     original = ActorPPOTrainer.broadcast_to_vllm
 
     def broadcast_to_vllm(self: Any) -> None:
-        session = Session.from_environment()
-        assert session is not None
+        folder = Session.required().folder
         is_first = torch.distributed.get_rank() == 0
         if is_first:
-            for left in _folder(session).glob("engine-*.json"):
-                left.unlink()
+            for stale in folder.sync_digests.glob(_ENGINE_FILES):
+                stale.unlink()
         original(self)
         if is_first:
-            _compare(session, self.actor.model.module, len(self.vllm_engines))
+            _compare(folder, self.actor.model.module, len(self.vllm_engines))
 
     ActorPPOTrainer.broadcast_to_vllm = broadcast_to_vllm
 
 
-def _compare(session: Session, model: torch.nn.Module, engines: int) -> None:
+def _compare(folder: RlFolder, model: torch.nn.Module, engines: int) -> None:
     trainer = trainer_digests(model.named_parameters())
-    deadline = time.monotonic() + _SEEN_SECONDS
-    while len(files := sorted(_folder(session).glob("engine-*.json"))) < engines and time.monotonic() < deadline:
+    deadline = time.monotonic() + _SHARED_FILE_SECONDS
+    while len(files := sorted(folder.sync_digests.glob(_ENGINE_FILES))) < engines and time.monotonic() < deadline:
         time.sleep(0.1)
     if len(files) != engines:
         raise RuntimeSetupError(
-            f"{_folder(session)}: {len(files)} of {engines} vLLM engines said what weights they have; the folder "
+            f"{folder.sync_digests}: {len(files)} of {engines} vLLM engines said what weights they have; the folder "
             "must be one that all hosts share"
         )
     for file in files:
@@ -117,11 +125,7 @@ def _compare(session: Session, model: torch.nn.Module, engines: int) -> None:
                 f"after a sync {len(wrong)} of {len(trainer)} tensors in vLLM ({file.stem}) are not the trainer's: "
                 f"{', '.join(wrong[:4])}; responses would be sampled from other weights than are trained"
             )
-    append(session.folder / "syncs.jsonl", {"tensors": len(trainer), "engines": engines})
-
-
-def _folder(session: Session) -> Path:
-    return session.folder / "sync"
+    append_record(folder.syncs, {"tensors": len(trainer), "engines": engines})
 
 
 def _bytes_of(tensor: torch.Tensor) -> Any:

@@ -1,7 +1,7 @@
-"""What a rollout step did, in numbers: a line of metrics.jsonl a step, and the alarm."""
+"""The metrics of a rollout step, one line of metrics.jsonl each, and the alarm that watches response lengths."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +9,8 @@ import torch
 
 from megatron_octo.recipe.rl import LengthAlarm
 
-FAR = (0.9, 1.1)
-"""Ratios of the trainer's and vLLM's probability of a token that count as close."""
+_CLOSE_RATIOS = (0.9, 1.1)
+"""The trainer and vLLM agree on a token if the ratio of their probabilities lies between these."""
 _FROM_TRAINER = {
     "entropy": "entropy_loss",
     "kl": "kl",
@@ -23,18 +23,19 @@ _FROM_TRAINER = {
     "rollout_kl": "vllm_kl",
     "correction_share": "is_filter_ratio",
 }
-"""Our names of what OpenRLHF reports of a step's training."""
+"""OpenRLHF's metrics of a training step, by our names."""
+_TIMING = "timing/"
 
 
-def rollout_numbers(experiences: Sequence[Any]) -> dict[str, float]:
-    """What was sampled: reward, accuracy, lengths, mismatch of log-probs.
+def rollout_metrics(experiences: Sequence[Any]) -> dict[str, float]:
+    """Metrics of the sampled responses: reward, accuracy, lengths in tokens, mismatch of log-probs.
 
     Args:
-        experiences: OpenRLHF's, after the trainer's own log-probs were made.
+        experiences: OpenRLHF's, with the trainer's own log-probs in them.
     """
     right = _joined(experiences, lambda e: e.info["right"]).bool()
     lengths = _joined(experiences, lambda e: e.response_length).float()
-    numbers = {
+    metrics = {
         "reward": _joined(experiences, lambda e: e.info["reward"]).float().mean().item(),
         "accuracy": right.float().mean().item(),
         "has_answer": _joined(experiences, lambda e: e.info["has_answer"]).float().mean().item(),
@@ -44,15 +45,15 @@ def rollout_numbers(experiences: Sequence[Any]) -> dict[str, float]:
         "samples": float(len(lengths)),
     }
     for name, quantile in (("median", 0.5), ("p90", 0.9), ("max", 1.0)):
-        numbers[f"response_length_{name}"] = torch.quantile(lengths, quantile).item()
-    for name, of in (("right", right), ("wrong", ~right)):
-        if of.any():
-            numbers[f"response_length_{name}"] = lengths[of].mean().item()
-    return numbers | _mismatch(experiences)
+        metrics[f"response_length_{name}"] = torch.quantile(lengths, quantile).item()
+    for name, selected in (("right", right), ("wrong", ~right)):
+        if selected.any():
+            metrics[f"response_length_{name}"] = lengths[selected].mean().item()
+    return metrics | _mismatch(experiences)
 
 
 def _mismatch(experiences: Sequence[Any]) -> dict[str, float]:
-    """How far the trainer's log-probs of the sampled tokens lie from those vLLM sampled them with."""
+    """How much the trainer's log-probs of the sampled tokens differ from vLLM's, which sampled them."""
     differences = [
         (e.action_log_probs.float() - e.rollout_log_probs.float())[e.action_mask.bool()]
         for e in experiences
@@ -62,35 +63,37 @@ def _mismatch(experiences: Sequence[Any]) -> dict[str, float]:
         return {}
     difference = torch.cat(differences)
     ratio = difference.exp()
+    low, high = _CLOSE_RATIOS
     return {
         "mismatch_mean": difference.abs().mean().item(),
         "mismatch_max": difference.abs().max().item(),
-        "mismatch_far_share": ((ratio < FAR[0]) | (ratio > FAR[1])).float().mean().item(),
+        "mismatch_far_share": ((ratio < low) | (ratio > high)).float().mean().item(),
     }
 
 
-def _joined(experiences: Sequence[Any], field: Any) -> torch.Tensor:
+def _joined(experiences: Sequence[Any], field: Callable[[Any], torch.Tensor]) -> torch.Tensor:
     return torch.cat([field(e).flatten() for e in experiences])
 
 
-def trainer_numbers(status: dict[str, Any]) -> dict[str, float]:
-    """What OpenRLHF reports of a step, by our names."""
-    numbers = {ours: float(status[theirs]) for ours, theirs in _FROM_TRAINER.items() if theirs in status}
-    return numbers | {f"seconds_{k.removeprefix('timing/')}": v for k, v in status.items() if k.startswith("timing/")}
+def trainer_metrics(status: dict[str, Any]) -> dict[str, float]:
+    """OpenRLHF's metrics of a training step, and its timings in seconds, by our names."""
+    metrics = {ours: float(status[theirs]) for ours, theirs in _FROM_TRAINER.items() if theirs in status}
+    seconds = {f"seconds_{k.removeprefix(_TIMING)}": v for k, v in status.items() if k.startswith(_TIMING)}
+    return metrics | seconds
 
 
 class Alarm:
-    """Says when responses blow up."""
+    """Notices when responses grow out of hand."""
 
     def __init__(self, rules: LengthAlarm, before: Sequence[dict[str, Any]] = ()) -> None:
-        """Take in the steps of an earlier process too, so that a restart forgets nothing."""
+        """Start from the metrics of earlier steps, so that a resumed run compares with the run's first steps."""
         self.rules = rules
-        whole = [record for record in before if {"response_length", "truncated_share"} <= record.keys()]
-        self.lengths = [float(record["response_length"]) for record in whole]
-        self.truncated = [float(record["truncated_share"]) for record in whole]
+        complete = [record for record in before if {"response_length", "truncated_share"} <= record.keys()]
+        self.lengths = [float(record["response_length"]) for record in complete]
+        self.truncated = [float(record["truncated_share"]) for record in complete]
 
     def observe(self, record: dict[str, Any]) -> str | None:
-        """What is wrong after this step; None where nothing is."""
+        """Take in the metrics of a step. Returns what is wrong, or None."""
         self.lengths.append(record["response_length"])
         self.truncated.append(record["truncated_share"])
         window = self.rules.window
@@ -107,7 +110,7 @@ class Alarm:
         return None
 
 
-def append(path: Path, record: dict[str, Any]) -> None:
-    """Add a step."""
+def append_record(path: Path, record: dict[str, Any]) -> None:
+    """Append one line to a .jsonl file."""
     with open(path, "a", encoding="utf-8") as file:
         file.write(json.dumps(record) + "\n")

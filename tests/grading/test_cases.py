@@ -17,7 +17,7 @@ CASES = [tuple(line.split("\t")) for line in _LINES]
 
 def graded(answer: str, gold: str, form: str) -> bool:
     found = extract_answer(answer.removeprefix("R:") if answer.startswith("R:") else f"\\boxed{{{answer}}}")
-    return found is not None and decide(found, gold).in_form(form).right
+    return found is not None and decide(found, gold).in_form(form).is_right
 
 
 @pytest.mark.parametrize(("kind", "answer", "gold", "right"), CASES)
@@ -46,7 +46,7 @@ def test_what_is_right_strictly_is_right_leniently(kind, answer, gold, right):
 def test_unevaluated_is_right_and_marked_in_the_lenient_form(answer, gold):
     decision = decide(answer, gold)
     assert decision.marks == ("unevaluated",)
-    assert decision.in_form("lenient").right and not decision.in_form("strict").right
+    assert decision.in_form("lenient").is_right and not decision.in_form("strict").is_right
 
 
 @pytest.mark.parametrize("right", ["0", "1"])

@@ -57,7 +57,7 @@ def test_the_pool_answers_within_its_limit(graders, text, gold):
     start = time.monotonic()
     verdict = graders.grade(f"so \\boxed{{{text}}}", gold)
     assert time.monotonic() - start < 1.0 + 30.0  # a process that was ended is replaced
-    assert not (verdict.right and verdict.timed_out)
+    assert not (verdict.is_right and verdict.timed_out)
 
 
 @settings(BOUNDED, max_examples=1500)

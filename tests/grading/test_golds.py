@@ -8,7 +8,7 @@ from megatron_octo.rl.golds import check_final
 
 
 def graded(answer: str, gold: str) -> bool:
-    return decide(answer, gold).right
+    return decide(answer, gold).is_right
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ def graders():
 )
 def test_right(graders, answer, gold):
     verdict = graders.grade(f"So it is \\boxed{{{answer}}}.", gold)
-    assert (verdict.right, verdict.answer, verdict.timed_out, verdict.marks) == (True, answer, False, ())
+    assert (verdict.is_right, verdict.answer, verdict.timed_out, verdict.marks) == (True, answer, False, ())
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_right(graders, answer, gold):
 )
 def test_wrong(graders, response, gold, has_answer):
     verdict = graders.grade(response, gold)
-    assert (verdict.right, verdict.has_answer, verdict.timed_out) == (False, has_answer, False)
+    assert (verdict.is_right, verdict.has_answer, verdict.timed_out) == (False, has_answer, False)
 
 
 def test_the_last_box_counts():
@@ -133,12 +133,12 @@ def test_a_thousand_hostile_answers_end_within_the_limit(graders):
         start = time.monotonic()
         verdict = graders.grade(f"\\boxed{{{text}}}", "\\frac{3}{7}")
         slowest = max(slowest, time.monotonic() - start)
-        assert not verdict.right, text
+        assert not verdict.is_right, text
     # the limit, and a new process where one had to be ended
     assert slowest < 3.0 + 30.0
     for response in ("\\boxed{" * 1_000_000, "{" * 3_000_000 + "\\boxed{1}", "\\boxed{}" * 500_000, "\x00" * 4_000_000):
-        assert not graders.grade(response, "\\frac{3}{7}").right
-    assert graders.grade("\\boxed{7}", "7.0").right
+        assert not graders.grade(response, "\\frac{3}{7}").is_right
+    assert graders.grade("\\boxed{7}", "7.0").is_right
 
 
 def test_a_grader_that_cannot_start_is_no_wrong_answer(monkeypatch):
@@ -157,20 +157,20 @@ def test_a_verdict_says_what_was_extracted_and_which_rule_decided(graders):
 
 def test_a_copy_of_the_question_is_wrong_where_the_question_is_given(graders):
     question = "Expand $(x+1)(x+2)$."
-    assert graders.grade("\\boxed{(x+1)(x+2)}", "x^2+3x+2").right
+    assert graders.grade("\\boxed{(x+1)(x+2)}", "x^2+3x+2").is_right
     verdict = graders.grade("\\boxed{(x+1)(x+2)}", "x^2+3x+2", question)
-    assert not verdict.right and verdict.marks == ("copied",)
+    assert not verdict.is_right and verdict.marks == ("copied",)
     with Graders(1, 3.0, form="lenient") as lenient:
         verdict = lenient.grade("\\boxed{(x+1)(x+2)}", "x^2+3x+2", question)
-    assert verdict.right and verdict.marks == ("copied",)
+    assert verdict.is_right and verdict.marks == ("copied",)
 
 
 def test_a_time_out_is_a_verdict_of_its_own():
     with Graders(1, seconds=0.5) as pool:
         pool.grade("\\boxed{x+1}", "x+2")
         verdict = pool.grade("\\boxed{(1+\\sqrt{2})^{10^{7}}+x^{10^{7}}}", "x")
-        assert (verdict.right, verdict.timed_out, verdict.rule) == (False, True, "timed out")
-        assert pool.grade("\\boxed{x+1}", "1+x").right
+        assert (verdict.is_right, verdict.timed_out, verdict.rule) == (False, True, "timed out")
+        assert pool.grade("\\boxed{x+1}", "1+x").is_right
 
 
 def test_waiting_for_a_free_process_is_not_an_items_time():
@@ -182,7 +182,7 @@ def test_waiting_for_a_free_process_is_not_an_items_time():
             for n in range(3, 60)
         ]
         verdicts = list(threads.map(lambda pair: pool.grade(*pair), pairs))
-    assert all(verdict.right and not verdict.timed_out for verdict in verdicts)
+    assert all(verdict.is_right and not verdict.timed_out for verdict in verdicts)
 
 
 def test_a_stopped_process_uses_no_time_of_the_item():
@@ -194,7 +194,7 @@ def test_a_stopped_process_uses_no_time_of_the_item():
         os.kill(grader.process.pid, signal.SIGSTOP)
         threading.Timer(1.5, os.kill, (grader.process.pid, signal.SIGCONT)).start()
         verdict = pool.grade("\\boxed{x+3}", "3+x+y")
-    assert (verdict.right, verdict.timed_out) == (False, False)
+    assert (verdict.is_right, verdict.timed_out) == (False, False)
 
 
 def test_megabytes_are_compared_within_the_limit(graders):
@@ -218,13 +218,13 @@ def _gold() -> list[str]:
 @pytest.mark.skipif(not Path(SHARED / "data/rl/math8k.json").is_file(), reason="../shared is not here")
 def test_gold_answers_of_math_are_right_and_others_wrong(graders):
     gold = _gold()
-    wrong = [answer for answer in gold if answer.strip() and not graders.grade(f"\\boxed{{{answer}}}", answer).right]
+    wrong = [answer for answer in gold if answer.strip() and not graders.grade(f"\\boxed{{{answer}}}", answer).is_right]
     assert wrong == ["2007+\\frac{\\}{p}i2"]  # its braces do not balance
     # and as its author wrote it, in a worked solution; the rest are golds that lost a part of their LaTeX
     rows = [json.loads(line) for line in (SHARED / "data/train/math_train.jsonl").read_text().splitlines()]
-    right = sum(graders.grade(row["solution"], str(row["answer"]), row["problem"]).right for row in rows)
+    right = sum(graders.grade(row["solution"], str(row["answer"]), row["problem"]).is_right for row in rows)
     assert right >= 7475
     sample = gold[::20]
     pairs = [(a, b) for a, b in itertools.pairwise(sample) if not same_text(a, b)]
-    wrong = sum(not graders.grade(f"\\boxed{{{a}}}", b).right for a, b in pairs)
+    wrong = sum(not graders.grade(f"\\boxed{{{a}}}", b).is_right for a, b in pairs)
     assert wrong / len(pairs) >= 0.995

@@ -9,19 +9,18 @@ import pytest
 
 from megatron_octo.errors import RecipeError, RuntimeSetupError
 from megatron_octo.recipe.rl import BuiltinPrompts, LengthLimit, RlSection
-from megatron_octo.rl import launch, parser
-from megatron_octo.rl.arguments import command_line, gpus_of, options_of
+from megatron_octo.rl import machine, parser
+from megatron_octo.rl.arguments import command_line, gpus_needed, openrlhf_options
 from megatron_octo.rl.parser import check_command_line
+from megatron_octo.runtime.rl_folder import RlFolder
 
 
 def section(**changes):
     return RlSection(prompts=BuiltinPrompts(kind="builtin", count=256), **changes)
 
 
-def options(rl, on_cpu=False, validation=None):
-    return options_of(
-        rl, model=Path("hf"), prompts=Path("p.jsonl"), validation=validation, folder=Path("run"), on_cpu=on_cpu
-    )
+def options(rl, on_cpu=False):
+    return openrlhf_options(rl, model=Path("hf"), folder=RlFolder(Path("run")), on_cpu=on_cpu)
 
 
 def test_the_papers_settings():
@@ -71,16 +70,16 @@ def test_values_that_do_not_fit(changes, expected):
 def test_ppo_has_a_critic_and_its_gpus():
     ppo = section(algorithm="gae", gpus=2, engines=3)
     assert options(ppo)["critic.model_name_or_path"] == "hf"
-    assert gpus_of(ppo, options(ppo)) == 2 + 2 + 3
-    assert gpus_of(section(), options(section())) == 1 + 1
-    assert gpus_of(section(kl_coefficient=0.1), options(section(kl_coefficient=0.1))) == 1 + 1 + 1
+    assert gpus_needed(ppo, options(ppo)) == 2 + 2 + 3
+    assert gpus_needed(section(), options(section())) == 1 + 1
+    assert gpus_needed(section(kl_coefficient=0.1), options(section(kl_coefficient=0.1))) == 1 + 1 + 1
     shared = section(gpus=4, engines=2, engine_gpus=2, openrlhf={"train.colocate_all": True})
-    assert gpus_of(shared, options(shared)) == 4
+    assert gpus_needed(shared, options(shared)) == 4
     uneven = section(gpus=4, openrlhf={"train.colocate_all": True})
     with pytest.raises(RecipeError, match=r"rl.gpus = 4 must equal rl.engines x rl.engine_gpus, which is 1"):
-        gpus_of(uneven, options(uneven))
+        gpus_needed(uneven, options(uneven))
     beside = section(gpus=2, kl_coefficient=0.1, openrlhf={"train.colocate_actor_ref": True})
-    assert gpus_of(beside, options(beside)) == 2 + 1
+    assert gpus_needed(beside, options(beside)) == 2 + 1
 
 
 def test_a_constant_rate_warms_up_where_it_is_asked_to():
@@ -93,9 +92,9 @@ def test_a_constant_rate_warms_up_where_it_is_asked_to():
 
 def test_another_version_of_openrlhf_is_refused(monkeypatch):
     """The hooks replace what is inside it."""
-    monkeypatch.setattr(launch, "version", lambda package: "0.12.0")
+    monkeypatch.setattr(machine, "version", lambda package: "0.12.0")
     with pytest.raises(RuntimeSetupError, match=r"OpenRLHF 0\.12\.0 is installed, and octo hooks into 0\.11\.2 alone"):
-        launch._check_packages()
+        machine.check_packages()
 
 
 needs_openrlhf = pytest.mark.skipif(find_spec("openrlhf") is None, reason="OpenRLHF is not installed")
@@ -106,8 +105,9 @@ needs_openrlhf = pytest.mark.skipif(find_spec("openrlhf") is None, reason="OpenR
 def test_openrlhf_takes_every_option(algorithm):
     """By its own parser: ours, and others with values of all kinds."""
     others = {"actor.adam.betas": [0.9, 0.999], "reward.clip_range": [-1.5, 10], "actor.min_lr_ratio": -1e-5}
-    rl = section(algorithm=algorithm, kl_coefficient=0.1, openrlhf=others)
-    check_command_line(command_line(options(rl, on_cpu=True, validation=Path("v.jsonl"))))
+    validation = BuiltinPrompts(kind="builtin", count=8)
+    rl = section(algorithm=algorithm, validation=validation, kl_coefficient=0.1, openrlhf=others)
+    check_command_line(command_line(options(rl, on_cpu=True)))
 
 
 @needs_openrlhf
