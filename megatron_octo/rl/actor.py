@@ -1,8 +1,8 @@
-"""The actor's log-probs and entropy from hidden states, in OpenRLHF's Actor.
+"""Fused log-probs and entropy in OpenRLHF's Actor, computed from hidden states.
 
-OpenRLHF casts all logits to fp32, and walks them once for log-probs and once for entropy. Here the causal model's own
-forward, asked for targets, gives log-probs instead of logits: called through DeepSpeed's engine as before, so that the
-engine's hooks (ZeRO-3's gathers among them) see what they always do. Asked for no targets, it answers as it always did.
+OpenRLHF casts all logits to fp32, then reads them once for log-probs and once for entropy. Here the causal model's own
+forward returns log-probs instead of logits if it is given targets; without targets it does what it always did. It is
+still called through DeepSpeed's engine, so that the engine's hooks (for example the gathers of ZeRO-3) run as usual.
 """
 
 import functools
@@ -18,15 +18,21 @@ from megatron_octo.ops import linear_token_log_probs
 from megatron_octo.ops.logits import IGNORE_INDEX
 from megatron_octo.rl.arguments import OPENRLHF
 
-_KNOWN_FORWARD = (
+_KNOWN_PARAMETERS = (
     "self", "sequences", "action_mask", "attention_mask", "return_output", "allgather_logits", "return_logprobs",
     "ring_attn_group", "packed_seq_lens", "return_entropy", "mm_inputs",
 )  # fmt: skip
+"""Parameters of OpenRLHF's `Actor.forward`."""
+_USED = ("sequences", "action_mask", "attention_mask", "return_output", "return_entropy")
+"""Those that `_fused_forward` takes."""
 
 
 @dataclass
 class LogProbsOutput(ModelOutput):
-    """What the causal model answers when it is given targets: (batch, sequence) each, 0 where nothing was asked."""
+    """The output of a causal model that was given targets.
+
+    Both tensors are (batch, sequence) fp32, and 0 at positions whose target is IGNORE_INDEX.
+    """
 
     log_probs: torch.Tensor | None = None
     entropy: torch.Tensor | None = None
@@ -36,7 +42,7 @@ def install_fused_actor() -> None:
     """Replace `Actor.forward` in this process. Safe to call again.
 
     Raises:
-        RuntimeSetupError: another version of OpenRLHF, or an Actor that is not the one known here.
+        RuntimeSetupError: another version of OpenRLHF, or an `Actor.forward` with other parameters.
     """
     from importlib.metadata import version
 
@@ -46,7 +52,7 @@ def install_fused_actor() -> None:
         return
     found = version("openrlhf")
     parameters = tuple(inspect.signature(Actor.forward).parameters)
-    if found != OPENRLHF or parameters != _KNOWN_FORWARD:
+    if found != OPENRLHF or parameters != _KNOWN_PARAMETERS:
         raise RuntimeSetupError(
             f"OpenRLHF {found} has Actor.forward({', '.join(parameters)}); the fused log-probs know {OPENRLHF}'s. "
             f"Install openrlhf=={OPENRLHF}, or set rl.fused_log_probs to false"
@@ -57,49 +63,45 @@ def install_fused_actor() -> None:
     def forward(self: Any, sequences: torch.Tensor, action_mask: Any = None, *args: Any, **kwargs: Any) -> Any:
         call = inspect.signature(original).bind(self, sequences, action_mask, *args, **kwargs)
         call.apply_defaults()
-        if not _serves(self, call.arguments):
+        if not _can_be_fused(self, call.arguments):
             return original(self, sequences, action_mask, *args, **kwargs)
-        return _forward(self, **{key: call.arguments[key] for key in _USED})
+        return _fused_forward(self, **{name: call.arguments[name] for name in _USED})
 
     forward.octo_original = original  # type: ignore[attr-defined]
     Actor.forward = forward
 
 
-_USED = ("sequences", "action_mask", "attention_mask", "return_output", "return_entropy", "return_logprobs")
+def _can_be_fused(actor: Any, call: dict[str, Any]) -> bool:
+    """Whether a call asks for log-probs of unpacked text. Logits, packed samples and images go OpenRLHF's way."""
+    wants_log_probs = call["action_mask"] is not None or call["return_logprobs"]
+    has_images = getattr(actor, "is_vlm", False) or call["mm_inputs"]
+    return bool(wants_log_probs and not actor.packing_samples and not has_images)
 
 
-def _serves(actor: Any, call: dict[str, Any]) -> bool:
-    """Whether a call is for log-probs of unpacked text; logits, packed samples and images go OpenRLHF's way."""
-    wants = call["action_mask"] is not None or call["return_logprobs"]
-    return bool(wants and not actor.packing_samples and not getattr(actor, "is_vlm", False) and not call["mm_inputs"])
-
-
-def _forward(
+def _fused_forward(
     actor: Any,
     sequences: torch.Tensor,
     action_mask: torch.Tensor | None,
     attention_mask: torch.Tensor,
     return_output: bool,
     return_entropy: bool,
-    return_logprobs: bool,
 ) -> Any:
-    """As `Actor.forward`: (batch, actions) log-probs, and with `return_output` a record that holds the entropy.
+    """`Actor.forward`, fused: (batch, actions) log-probs, and with `return_output` the model's output too.
 
-    Positions that are no action get no log-prob: OpenRLHF multiplies them by zero, and here they are left out of the
+    Log-probs are computed for actions alone. OpenRLHF multiplies the others by zero; here they are left out of the
     product with the output weight.
     """
-    del return_logprobs
     targets_BS = torch.roll(sequences, shifts=-1, dims=1)
     keep_BS = attention_mask.bool().roll(shifts=-1, dims=1)
     if action_mask is not None:
         actions = action_mask.size(1)
         keep_BS = torch.zeros_like(keep_BS)
-        # the last column predicts nothing: action i of n stands at column S - 1 - n + i
+        # the last column predicts nothing, so action i of n is predicted at column S - 1 - n + i
         keep_BS[:, -1 - actions : -1] = action_mask.bool()
     keep_BS[:, -1] = False
     position_ids = attention_mask.long().cumsum(-1) - 1
     position_ids.masked_fill_(attention_mask == 0, 1)
-    _give_forward(actor.model)
+    _add_targets_to_forward(actor.model)
     output = actor.model(
         sequences,
         attention_mask=attention_mask,
@@ -116,19 +118,19 @@ def _forward(
     return (log_probs, output) if return_output else log_probs
 
 
-def _give_forward(model: Any) -> None:
-    """Teach the causal model under an engine (and under LoRA) to answer targets with log-probs. Done once a class."""
+def _add_targets_to_forward(model: Any) -> None:
+    """Make the causal model inside an engine (and inside LoRA) return log-probs for targets. Once for each class."""
     causal = model
     while not hasattr(causal, "get_output_embeddings") or hasattr(causal, "module"):
         causal = causal.module
     if hasattr(causal, "get_base_model"):
         causal = causal.get_base_model()
-    kind = type(causal)
-    if hasattr(kind.forward, "octo_original"):
+    model_class = type(causal)
+    if hasattr(model_class.forward, "octo_original"):
         return
-    if not hasattr(kind, "base_model_prefix") or causal.get_output_embeddings() is None:
-        raise RuntimeSetupError(f"{kind.__name__} has no output embeddings; set rl.fused_log_probs to false")
-    original = kind.forward
+    if not hasattr(model_class, "base_model_prefix") or causal.get_output_embeddings() is None:
+        raise RuntimeSetupError(f"{model_class.__name__} has no output embeddings; set rl.fused_log_probs to false")
+    original = model_class.forward
 
     @functools.wraps(original)
     def forward(
@@ -156,4 +158,4 @@ def _give_forward(model: Any) -> None:
         )
 
     forward.octo_original = original  # type: ignore[attr-defined]
-    kind.forward = forward
+    model_class.forward = forward

@@ -1,4 +1,4 @@
-"""OpenRLHF and vLLM on a machine with no CUDA: what they import and call there, answered."""
+"""OpenRLHF and vLLM on a machine without CUDA: stand-ins for what they import and call."""
 
 import importlib.machinery
 import sys
@@ -15,15 +15,13 @@ _ABSENT = {
     "flash_attn.utils": (),
     "flash_attn.utils.distributed": ("all_gather",),
 }
-"""What OpenRLHF imports of flash-attn wherever it runs, and calls only for packed samples, which need it."""
-
-
-_KEPT_SECONDS = 60
-"""How long a sent tensor stays in the group's store. The trainer waits for its receivers after every one."""
+"""Modules of flash-attn that OpenRLHF always imports, with the functions that it calls for packed samples alone."""
+_EXPIRATION_SECONDS = 60
+"""How long a sent tensor stays in the group's store. The trainer waits for the receivers after each tensor."""
 
 
 def install_rl_on_cpu() -> None:
-    """Answer for CUDA, flash-attn and NCCL's broadcast in this process. Safe to call again."""
+    """Replace CUDA, flash-attn and NCCL's broadcast in this process. Safe to call again."""
     install_cpu_runtime()
     if "flash_attn" not in sys.modules:
         for name, functions in _ABSENT.items():
@@ -33,9 +31,9 @@ def install_rl_on_cpu() -> None:
             for function in functions:
                 setattr(module, function, _absent(f"{name}.{function}"))
             sys.modules[name] = module
-    # a number, since OpenRLHF makes names of devices of it
+    # an integer, because OpenRLHF builds device names from it
     torch.cuda.current_device = lambda: 0
-    # its entropy is compiled, which asks CUDA for the device's properties, and would take longer than it saves here
+    # OpenRLHF compiles its entropy: compilation reads CUDA device properties, and takes longer here than it saves
     torch._dynamo.config.disable = True
     import openrlhf.utils.distributed_util as distributed_util
 
@@ -46,8 +44,8 @@ def install_rl_on_cpu() -> None:
 def _use_fp32() -> None:
     """Train and sample in fp32, which OpenRLHF does not offer.
 
-    A core without bf16 arithmetic takes ten times as long for it, and models of `tiny`'s size lose in bf16 what they
-    have learned.
+    A core without bf16 arithmetic takes ten times as long in bf16, and a model as small as `tiny` forgets in bf16 what
+    it has learned.
     """
     import openrlhf.models.model as model_module
     import openrlhf.utils.utils as utils
@@ -57,15 +55,16 @@ def _use_fp32() -> None:
     if hasattr(DeepspeedStrategy, "octo_fp32"):
         return
     DeepspeedStrategy.octo_fp32 = True
-    begin, to_dtype, engine_args = DeepspeedStrategy.__init__, utils.convert_to_torch_dtype, vllm.AsyncEngineArgs
+    original_init, original_convert = DeepspeedStrategy.__init__, utils.convert_to_torch_dtype
+    engine_args = vllm.AsyncEngineArgs
 
     def init(self: Any, *args: Any, **kwargs: Any) -> None:
-        begin(self, *args, **kwargs)
-        # read by the engine's configuration, which then switches on neither 16-bit format
+        original_init(self, *args, **kwargs)
+        # the engine's configuration reads it, and then enables neither 16-bit format
         self.param_dtype = self.args.ds.param_dtype = "fp32"
 
     def convert(name: str) -> torch.dtype:
-        return torch.float32 if name == "fp32" else to_dtype(name)
+        return torch.float32 if name == "fp32" else original_convert(name)
 
     DeepspeedStrategy.__init__ = init
     utils.convert_to_torch_dtype = model_module.convert_to_torch_dtype = convert
@@ -73,10 +72,10 @@ def _use_fp32() -> None:
 
 
 def keep_vllm_weights() -> None:
-    """Let vLLM's linear layers multiply by the weights they hold.
+    """Make vLLM's linear layers multiply by their own weights.
 
-    On the CPU it repacks them as it starts and drops the originals, so that new ones have nowhere to go; of tied
-    embeddings it keeps both, and new ones would change one.
+    On the CPU, vLLM repacks the weights when it starts and drops the originals, so that a sync would write to nowhere.
+    Where embeddings are tied it keeps both copies, and a sync would change one.
     """
     from vllm.model_executor.layers import utils
 
@@ -95,7 +94,7 @@ def _absent(name: str) -> Any:
 
 
 class _Broadcast:
-    """Weights from the trainer to vLLM's workers through vLLM's own TCP group, in the place of NCCL."""
+    """Sends weights from the trainer to vLLM's workers through vLLM's own TCP group, in place of NCCL."""
 
     def __init__(self, group: Any) -> None:
         self.group = group
@@ -116,6 +115,6 @@ def _tcp_group(master_address: str, master_port: int, rank: int, world_size: int
         port=master_port,
         rank=rank,
         world_size=world_size,
-        data_expiration_seconds=_KEPT_SECONDS,
+        data_expiration_seconds=_EXPIRATION_SECONDS,
     )
     return _Broadcast(group)

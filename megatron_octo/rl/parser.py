@@ -1,8 +1,7 @@
 """OpenRLHF's own argument parser, without the Ray and vLLM that its module imports.
 
-Its `cli/train_ppo_ray.py` builds the parser under `if __name__ == "__main__"`. Those statements, up to `parse_args`,
-are run here by themselves: a misspelt option or a value that it would not take is told before Ray starts, in its own
-words.
+OpenRLHF's `cli/train_ppo_ray.py` builds the parser under `if __name__ == "__main__"`. The statements up to `parse_args`
+are run here by themselves, so that a misspelt option or a bad value is refused before Ray starts, in OpenRLHF's words.
 """
 
 import argparse
@@ -25,18 +24,18 @@ class _Parser(argparse.ArgumentParser):
 
 
 def check_command_line(words: Sequence[str]) -> None:
-    """Refuse what OpenRLHF's parser would.
+    """Refuse a command line that OpenRLHF's parser refuses.
 
     Raises:
-        RecipeError: an option that it does not have, or a value that it does not take.
-        RuntimeSetupError: OpenRLHF is not installed, or has no parser where the known version has it.
+        RecipeError: an option that the parser does not know, or a value that it does not take.
+        RuntimeSetupError: OpenRLHF is not installed, or has no parser where the known version has one.
     """
     package = find_spec("openrlhf")
     if package is None or not package.submodule_search_locations:
         raise RuntimeSetupError("RL needs openrlhf, not installed here; run `bash tools/install.sh`")
     path = Path(package.submodule_search_locations[0]) / "cli/train_ppo_ray.py"
     parser = _Parser(prog="OpenRLHF", allow_abbrev=False, add_help=False)
-    names = {"parser": parser, "datetime": datetime, "os": os}  # what the statements name of their module
+    names = {"parser": parser, "datetime": datetime, "os": os}  # names of the module that the statements use
     try:
         statements = ast.Module(_parser_statements(path.read_text()), type_ignores=[])
         exec(compile(statements, str(path), "exec"), names)  # noqa: S102 - what `octo rl` runs a moment later
@@ -48,7 +47,7 @@ def check_command_line(words: Sequence[str]) -> None:
 
 
 def _parser_statements(source: str) -> list[ast.stmt]:
-    """Those between `_FIRST` and `_LAST`."""
+    """The statements between `_FIRST` and `_LAST`."""
     for block in ast.parse(source).body:
         if not isinstance(block, ast.If) or "__main__" not in ast.unparse(block.test):
             continue
