@@ -1,4 +1,4 @@
-"""Gold answers: what may be one, and those that are worked solutions with the answer at their end."""
+"""Gold answers: read from rows of a file, and refused where no answer in a box could equal them."""
 
 import re
 from collections.abc import Callable
@@ -13,20 +13,20 @@ GSM8K_MARK = "####"
 _STATED = re.compile(r"\banswer\s*(?:is\s*:?|:)\s*(\S.*?)\.?\s*$", re.IGNORECASE | re.DOTALL)
 _LARGEST_INTEGER = 2**63 - 1
 _MOST_DIGITS = 12
-"""Of a float: with more it was computed, and its last digits are rounding."""
+"""Most digits of a float. One with more was computed, and its last digits are rounding errors."""
 
 Compare = Callable[[str, str], bool]
-"""Whether an answer is the gold one."""
+"""Whether an answer equals the gold answer."""
 
 
-def gold_of(row: Any, field: str, answer_after: str | None) -> str:
-    """The gold answer of a row. Integers up to 64 bits and plain short floats are taken as their text.
+def read_gold(row: Any, field: str, answer_after: str | None) -> str:
+    """The gold answer of a row, as text. Integers of up to 64 bits and short floats are converted.
 
     Args:
-        answer_after: the answer is what follows the last of these.
+        answer_after: the answer is the text after the last occurrence of this.
 
     Raises:
-        BadRow: there is no such field, or it is nothing that an answer can be compared with.
+        BadRow: there is no such field, or an answer cannot be compared with its content.
     """
     text = _as_text(field_of(row, field), field)
     if answer_after is not None:
@@ -36,20 +36,20 @@ def gold_of(row: Any, field: str, answer_after: str | None) -> str:
         text = text.strip()
     checked_text(text, field)
     final = final_answer(text)
-    # a long worked solution is told apart from other long text, so that the way out can be said
+    # a long worked solution passes here; `check_gold` refuses it with a message that says the way out
     if not parses(text) and final is None:
         raise BadRow(f"field {field!r} is longer than {MAX_CHARACTERS} characters, which nothing is compared with")
     return text
 
 
-def check_final(gold: str, field: str, compare: Compare) -> None:
-    """Refuse a gold answer that is not equal to itself in a box, or to the answer it ends with: no response is right.
+def check_gold(gold: str, field: str, compare: Compare) -> None:
+    """Refuse a gold answer that does not equal itself in a box, or the answer it ends with: no response would be right.
 
     Args:
-        compare: grades the pairs that plain text and numbers do not decide.
+        compare: decides the pairs that plain text and numbers do not.
 
     Raises:
-        BadRow: it is worked out rather than an answer, or nothing that a box can hold.
+        BadRow: the gold is a worked solution and not an answer, or a box cannot hold it.
     """
     final = final_answer(gold)
     if final is None:
@@ -66,7 +66,7 @@ def check_final(gold: str, field: str, compare: Compare) -> None:
 
 
 def final_answer(gold: str) -> str | None:
-    r"""The answer that a text ends with by its own word: after `####`, in the last `\boxed{}`, after `answer is`."""
+    r"""The answer that a worked solution ends with: after `####`, in the last `\boxed{}`, or after `answer is`."""
     if GSM8K_MARK in gold:
         return gold.rpartition(GSM8K_MARK)[2].strip()
     if (boxed := last_boxed(gold)) is not None:

@@ -72,7 +72,7 @@ def _check_settings(plan: RlPlan) -> None:
 
 def _write_prompts(plan: RlPlan, console: Console) -> None:
     for name, count in plan.prompts_in_test_sets.items():
-        console.print(f"{count} of {plan.prompts} prompts stand in {name}, too", highlight=False)
+        console.print(f"{count} of {plan.prompts} prompts are in {name}, too", highlight=False)
     for name, text in plan.prompt_files.items():
         write_text_atomically(plan.folder.root / name, text)
 

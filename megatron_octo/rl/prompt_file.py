@@ -1,4 +1,4 @@
-"""Problems from a file: each row checked, those that cannot be used counted by reason."""
+"""Problems from a file. Every row is checked; rows that cannot be used are counted by reason."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -14,13 +14,13 @@ from megatron_octo.errors import DataError
 from megatron_octo.grading.pool import Graders
 from megatron_octo.reading.text import expanded
 from megatron_octo.recipe.rl import PromptFile
-from megatron_octo.rl.golds import check_final, gold_of
+from megatron_octo.rl.golds import check_gold, read_gold
 
 _SHOWN = 4
 _ROLES = {"human": "user", "gpt": "assistant"}
 
 Render = Callable[[list[dict[str, str]]], str]
-"""A chat as the text that a model is given."""
+"""Turns the messages of a chat into the text that the model gets."""
 
 
 @dataclass(frozen=True)
@@ -30,22 +30,22 @@ class Prompt:
     problem: str
     answer: str
     chat: str | None = None
-    """The whole text of a chat, put into the tokenizer's chat template; the recipe's template is then not used."""
+    """The chat as text, in the tokenizer's chat template. If it is set, the recipe's template is not used."""
 
     def text(self, template: str) -> str:
-        """What the model is given."""
+        """The text that the model gets."""
         return template.format(prompt=self.problem) if self.chat is None else self.chat
 
 
 def read_prompt_file(settings: PromptFile, render: Render) -> list[Prompt]:
-    """The problems of a file, up to `settings.count`; how many rows were left out is printed.
+    """The problems of a file, up to `settings.count`. Prints how many rows were left out.
 
     Args:
-        render: for chats; not called unless `settings.chat`.
+        render: for chats; called only with `settings.chat`.
 
     Raises:
-        DataError: the file cannot be read or holds no rows, or more rows than `max_bad_share` cannot be used, with
-            why and where.
+        DataError: the file cannot be read or holds no rows, or the share of rows that cannot be used is above
+            `max_bad_share`; with reasons and row numbers.
     """
     path = expanded(settings.path, DataError)
     prompts: list[Prompt] = []
@@ -54,12 +54,12 @@ def read_prompt_file(settings: PromptFile, render: Render) -> list[Prompt]:
         for number, row in read_rows(path, (settings.prompt_key, settings.answer_key)):
             try:
                 prompt = _prompt_of(row, settings, render)
-                check_final(prompt.answer, settings.answer_key, compare)
+                check_gold(prompt.answer, settings.answer_key, compare)
             except BadRow as reason:
                 bad[str(reason)].append(number)
             else:
                 prompts.append(prompt)
-    _weigh(path, len(prompts), bad, settings.max_bad_share)
+    _report_bad_rows(path, len(prompts), bad, settings.max_bad_share)
     if not prompts:
         raise DataError(f"{path}: holds no rows; name a file with problems")
     return prompts[: settings.count]
@@ -69,7 +69,7 @@ def read_problems(path: Path, key: str, named_by: str) -> Iterator[str]:
     """The problems of a benchmark.
 
     Args:
-        named_by: the setting that names the key, for messages.
+        named_by: the setting that holds the key, for messages.
 
     Raises:
         DataError: the file cannot be read, or a row has no text under the key.
@@ -92,7 +92,7 @@ def _prompt_of(row: Any, settings: PromptFile, render: Render) -> Prompt:
         problem, chat = _chat_of(row, settings.prompt_key, render)
     else:
         problem = _problem_of(row, settings.prompt_key)
-    return Prompt(problem, gold_of(row, settings.answer_key, settings.answer_after), chat)
+    return Prompt(problem, read_gold(row, settings.answer_key, settings.answer_after), chat)
 
 
 def _problem_of(row: Any, key: str) -> str:
@@ -108,7 +108,7 @@ def _chat_of(row: Any, key: str, render: Render) -> tuple[str, str]:
         raise BadRow(f"field {key!r} is a chat that does not end with what the user says")
     try:
         text = render(messages)
-    except Exception as error:  # a template says what it does not take by raising its own
+    except Exception as error:  # templates raise errors of their own types
         raise BadRow(f"field {key!r} is a chat that the chat template refuses ({type(error).__name__})") from None
     return messages[-1]["content"], text
 
@@ -117,7 +117,7 @@ def _seen(row: Any) -> str:
     return f" (it has {fields_seen(row)})" if isinstance(row, dict) else ""
 
 
-def _weigh(path: Path, good: int, bad: dict[str, list[int]], limit: float) -> None:
+def _report_bad_rows(path: Path, good: int, bad: dict[str, list[int]], limit: float) -> None:
     count = sum(map(len, bad.values()))
     reasons = [
         f"{len(numbers):,} x {reason}: row {', '.join(map(str, numbers[:_SHOWN]))}"
@@ -137,7 +137,7 @@ def _weigh(path: Path, good: int, bad: dict[str, list[int]], limit: float) -> No
 
 
 class _Compare(ExitStack):
-    """Grades in a process of its own, which is started only once there is something to grade."""
+    """Compares answers in a grading process, which starts with the first comparison."""
 
     _graders: Graders | None = None
 

@@ -1,4 +1,4 @@
-"""Problems to practise on: read, checked, put into the template, and written as OpenRLHF reads them."""
+"""Prompts of an RL run: read, checked, put into the template, and written as OpenRLHF reads them."""
 
 import json
 import re
@@ -20,28 +20,29 @@ from megatron_octo.runtime.run_folder import RunFolder
 
 _SPACE = re.compile(r"\s+")
 _TERM = re.compile(r"\d+")
-_PATIENCE = 200
-"""Problems looked at for one that is wanted."""
+_TRIES = 200
+"""Built-in problems generated, at most, for each one that is taken."""
 
 
 def read_prompts(
-    settings: PromptFile | BuiltinPrompts, recipe: Recipe, run: RunFolder, seed: int, without: Collection[str] = ()
+    settings: PromptFile | BuiltinPrompts, recipe: Recipe, run: RunFolder, seed: int, exclude: Collection[str] = ()
 ) -> list[Prompt]:
-    """The problems that settings name.
+    """The problems of a file, or built-in ones, as `settings` say.
 
     Args:
-        without: problems that built-in ones are not to be: those that are practised, where these are for validation.
+        exclude: problems that must not be among built-in ones. For validation, these are the training prompts.
 
     Raises:
-        DataError: the file cannot be read, or too many of its rows cannot be used; with where and why.
+        DataError: the file cannot be read, or too many of its rows cannot be used; with reasons and row numbers.
+            Or there are too few built-in problems.
     """
     if isinstance(settings, BuiltinPrompts):
-        return _builtin(settings, recipe, run, seed, without)
+        return _builtin(settings, recipe, run, seed, exclude)
     return read_prompt_file(settings, _chat_template(recipe, run) if settings.chat else _no_chat)
 
 
 def _no_chat(messages: list[dict[str, str]]) -> str:
-    raise AssertionError("asked for no chats")
+    raise AssertionError("called without settings.chat")
 
 
 def _chat_template(recipe: Recipe, run: RunFolder) -> Render:
@@ -57,12 +58,12 @@ def _chat_template(recipe: Recipe, run: RunFolder) -> Render:
 
 
 def _builtin(
-    settings: BuiltinPrompts, recipe: Recipe, run: RunFolder, seed: int, without: Collection[str]
+    settings: BuiltinPrompts, recipe: Recipe, run: RunFolder, seed: int, exclude: Collection[str]
 ) -> list[Prompt]:
-    known = {problem.question for problem in heldout_problems(recipe)} | trained_expressions(recipe, run) | set(without)
+    known = {problem.question for problem in heldout_problems(recipe)} | trained_expressions(recipe, run) | set(exclude)
     prompts: dict[str, Prompt] = {}
     stream = core_problems(f"rl/{seed}", settings.min_terms, settings.max_terms)
-    for problem in islice(stream, settings.count * _PATIENCE):
+    for problem in islice(stream, settings.count * _TRIES):
         has_digits = all(len(term) == settings.digits for term in _TERM.findall(problem.question))
         if has_digits and problem.question not in known:
             prompts[problem.question] = Prompt(problem.question, problem.answer)
@@ -70,13 +71,17 @@ def _builtin(
             return list(prompts.values())
     raise DataError(
         f"rl prompts: {settings.count} built-in problems of {settings.min_terms} to {settings.max_terms} terms are "
-        f"asked for, and {len(prompts)} that no text holds were found; lower the count, allow more terms "
-        "or digits, or keep some out of the text (data.practice_problems)"
+        f"asked for, and {len(prompts)} were found that the training text does not contain; lower the count, allow "
+        "more terms or digits, or keep some out of the text (data.practice_problems)"
     )
 
 
 def trained_expressions(recipe: Recipe, run: RunFolder) -> set[str]:
-    """Every sum and difference in the prepared text of the recipe's sources."""
+    """Every sum and difference in the prepared training text of the recipe's sources.
+
+    Raises:
+        DataError: a source is not prepared, or is no longer what was prepared.
+    """
     from megatron.core.datasets.indexed_dataset import IndexedDataset
 
     tokenizer = load_tokenizer(recipe.model, run.tokenizer)
@@ -96,7 +101,7 @@ def trained_expressions(recipe: Recipe, run: RunFolder) -> set[str]:
 
 
 def short_enough(prompts: list[Prompt], rl: RlSection, model: Path) -> list[Prompt]:
-    """The prompts that fit into `max_prompt_tokens` with the template around them; how many do not is printed."""
+    """The prompts that fit into `max_prompt_tokens` with the template around them. Prints how many do not."""
     tokenizer = open_tokenizer(model, str(model))
     texts = [prompt.text(rl.prompt_template) for prompt in prompts]
     lengths = [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
@@ -110,27 +115,28 @@ def short_enough(prompts: list[Prompt], rl: RlSection, model: Path) -> list[Prom
 
 
 def prompt_rows(prompts: Sequence[Prompt], template: str, datasource: str) -> str:
-    """JSON lines of `input`, `label` and `datasource`."""
+    """The prompts as JSON lines with `input` (in the template), `label` (the gold answer) and `datasource`."""
     rows = [{"input": p.text(template), "label": p.answer, "datasource": datasource} for p in prompts]
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def shared_with(prompts: Sequence[Prompt], sets: Mapping[str, ProblemSet]) -> dict[str, int]:
-    """How many prompts stand in each benchmark.
+    """How many prompts each benchmark contains, by the benchmark's name.
 
     Raises:
-        DataError: a file that cannot be read, or has rows without text under the named key.
+        DataError: a file cannot be read, or has rows without text under its key.
     """
     return {
         name: count_shared(
-            prompts, read_problems(Path(of.path), of.problem_key, named_by=f"rl.test_sets.{name}.problem_key")
+            prompts,
+            read_problems(Path(problems.path), problems.problem_key, named_by=f"rl.test_sets.{name}.problem_key"),
         )
-        for name, of in sets.items()
+        for name, problems in sets.items()
     }
 
 
 def count_shared(prompts: Iterable[Prompt], others: Iterable[str]) -> int:
-    """How many problems stand among other texts too, but for white space."""
+    """How many problems are among other texts too, apart from white space."""
     known = set(_plain(others))
     return sum(text in known for text in _plain(p.problem for p in prompts))
 

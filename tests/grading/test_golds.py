@@ -1,10 +1,10 @@
-"""A gold answer is refused where no answer in a box is equal to it: each right response would be wrong."""
+"""A gold answer is refused where no answer in a box equals it: every right response would be wrong."""
 
 import pytest
 
 from megatron_octo.data.rows.row import BadRow
 from megatron_octo.grading.decide import decide
-from megatron_octo.rl.golds import check_final
+from megatron_octo.rl.golds import check_gold
 
 
 def graded(answer: str, gold: str) -> bool:
@@ -16,17 +16,17 @@ def graded(answer: str, gold: str) -> bool:
 )
 def test_what_no_box_can_hold_is_no_gold(gold):
     with pytest.raises(BadRow, match="field 'answer' is no answer that a box can hold"):
-        check_final(gold, "answer", graded)
+        check_gold(gold, "answer", graded)
 
 
 @pytest.mark.parametrize("gold", ["\\boxed{}", "\\boxed{;}", "#### "])
 def test_what_ends_with_nothing_is_no_gold(gold):
     with pytest.raises(BadRow, match="to which its own answer is not equal"):
-        check_final(gold, "answer", graded)
+        check_gold(gold, "answer", graded)
 
 
 @pytest.mark.parametrize(
     "gold", ["2", " 2 ", "$x$", "\\{1,2\\}", "\\emptyset", "\\text{no solution}", "-x", "<", "\\boxed{2}", "1,000"]
 )
 def test_what_is_equal_to_itself_is_a_gold(gold):
-    check_final(gold, "answer", graded)
+    check_gold(gold, "answer", graded)
