@@ -95,3 +95,9 @@ def explain_os_error(error: BaseException | None) -> str | None:
         seen.add(id(error))
         error = error.__cause__ or error.__context__
     return None
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, shortened, or its type if there is none: for a message of ours."""
+    text = str(error).strip()
+    return text.splitlines()[0][:300] if text else type(error).__name__

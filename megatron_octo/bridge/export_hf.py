@@ -13,13 +13,12 @@ from megatron_octo.bridge.config import CONFIG, DTYPE_NAMES, config_of
 from megatron_octo.bridge.exports import RECORD
 from megatron_octo.bridge.hf_folder import open_hf_folder
 from megatron_octo.bridge.megatron_folder import MegatronFolder, open_megatron_folder
-from megatron_octo.bridge.place import check_place
 from megatron_octo.bridge.safetensors_writer import SHARD_BYTES, Planned, ShardedWriter
 from megatron_octo.bridge.special_values import Rounding
 from megatron_octo.bridge.verify import TensorReport, verify_tensors
 from megatron_octo.bridge.weight_map import in_order, sizes_of
 from megatron_octo.errors import CheckpointError, ModelError
-from megatron_octo.runtime.atomic_folder import publish_folder, temporary_folder_for
+from megatron_octo.runtime.atomic_folder import check_target, publish_folder, temporary_folder_for
 from megatron_octo.runtime.checkpoints import verify_checkpoint
 from megatron_octo.runtime.files import sync, sync_tree, write_json_atomically
 from megatron_octo.runtime.recorded_files import record_files
@@ -70,7 +69,7 @@ def export_checkpoint(
     companions.check(checkpoint.shape.vocab_size)
     lineage, rounding = lineage_of(source), Rounding(dtype)
     planned = _plan(checkpoint, dtype)
-    check_place(target, sum(tensor.bytes for tensor in planned), may_replace=replace)
+    check_target(target, sum(tensor.bytes for tensor in planned), may_replace=replace)
     with temporary_folder_for(target) as work, ThreadPoolExecutor(3) as background:
         output = work / "output"
         output.mkdir()

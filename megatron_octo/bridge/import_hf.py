@@ -12,14 +12,13 @@ import torch
 from megatron_octo.bridge.companions import FOLDER, check_companions, copy_base
 from megatron_octo.bridge.hf_folder import HfFolder, open_hf_folder
 from megatron_octo.bridge.layout import Cut, check_layout, cuts, pipeline_rank_of
-from megatron_octo.bridge.place import check_place
 from megatron_octo.bridge.special_values import count_nonfinite, has_only_numbers, named
 from megatron_octo.bridge.tokenizer_check import check_tokenizer
 from megatron_octo.bridge.torch_dist import Chunk, write_torch_dist
 from megatron_octo.bridge.weight_map import Rule, sizes_of
 from megatron_octo.errors import ModelError
 from megatron_octo.recipe import BASE, Parallel
-from megatron_octo.runtime.atomic_folder import publish_folder, temporary_folder_for
+from megatron_octo.runtime.atomic_folder import check_target, publish_folder, temporary_folder_for
 from megatron_octo.runtime.checkpoints import CheckpointManifest, write_checkpoint_manifest
 from megatron_octo.runtime.files import sync_tree
 from megatron_octo.runtime.recorded_files import record_files
@@ -58,7 +57,7 @@ def import_checkpoint(
     check_layout(folder.shape, layout)
     check_companions(source)
     check_tokenizer(source, folder.shape.vocab_size)
-    check_place(target, folder.bytes)
+    check_target(target, folder.bytes)
     seen = _Seen(folder)
     with temporary_folder_for(target) as work:
         output = work / "output"

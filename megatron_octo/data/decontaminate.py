@@ -5,7 +5,6 @@ fetches them), its word splitter fetches models, and it never matches texts shor
 maths problems are.
 """
 
-import hashlib
 from collections.abc import Collection, Generator, Iterator, Sequence
 from contextlib import closing
 from functools import cached_property
@@ -18,8 +17,7 @@ from datatrove.pipeline.base import PipelineStep
 
 from megatron_octo.data.corpora.problems import expressions_in
 from megatron_octo.data.ngrams import NGramIndex, NGramSearch
-from megatron_octo.data.rows.files import read_rows, regular_size
-from megatron_octo.data.rows.limits import MOST_SMALL_BYTES
+from megatron_octo.data.rows.files import MOST_SMALL_BYTES, read_rows, regular_size
 from megatron_octo.data.rows.row import BadRow, checked_text, field_of, fields_seen, kind_of
 from megatron_octo.data.tally import Tally
 from megatron_octo.errors import DataError
@@ -100,11 +98,6 @@ def protected_digest(settings: Decontamination) -> dict[str, list[str]]:
         name: [sha256_of(_existing(name, path)) for path in evaluation.paths]
         for name, evaluation in settings.against.items()
     }
-
-
-def text_digest(texts: Sequence[str]) -> str:
-    """SHA-256 over texts in order."""
-    return hashlib.sha256("\0".join(texts).encode()).hexdigest()
 
 
 def _existing(name: str, named: str) -> Path:

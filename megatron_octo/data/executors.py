@@ -24,7 +24,7 @@ from loguru import logger
 
 from megatron_octo.errors import DataError
 from megatron_octo.runtime.local_ray import start_local_ray
-from megatron_octo.runtime.processes import leave_with
+from megatron_octo.runtime.signals import exit_with_parent
 
 ExecutorName = Literal["local", "slurm", "ray"]
 _SLURM_NUMBERS = ("cpus_per_task", "mem_per_cpu_gb", "tasks_per_job", "max_array_size")
@@ -120,7 +120,7 @@ def _begin_worker(threads: int) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "true" if threads > 1 else "false"
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent answers Ctrl-C
     logger.disable("datatrove")
-    leave_with(os.getppid())
+    exit_with_parent(os.getppid())
 
 
 def _run_rank(work: bytes, rank: int) -> None:

@@ -4,8 +4,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from megatron_octo.data.rows.limits import MOST_ROW_BYTES
-from megatron_octo.data.rows.row import BadRow, Row, field_of, kind_of, text_of
+from megatron_octo.data.rows.row import MOST_ROW_BYTES, BadRow, Row, field_of, kind_of, text_of
 from megatron_octo.errors import DataError
 from megatron_octo.recipe.data import Format, InstructionFormat, LongCotFormat, QuestionAnswerFormat, TextFormat
 

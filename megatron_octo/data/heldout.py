@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_octo.data.corpora.problems import CORPUS_VERSION, Problem, core_problems
-from megatron_octo.data.corpora.qa import prompt
+from megatron_octo.data.corpora.roles import prompt
 from megatron_octo.data.rows.files import read_rows
 from megatron_octo.data.rows.row import BadRow, text_of
 from megatron_octo.errors import DataError

@@ -8,13 +8,11 @@ from datatrove.data import Document, DocumentsPipeline
 from datatrove.pipeline.readers.huggingface import HuggingFaceDatasetReader
 
 from megatron_octo.data.formats import Formatter
-from megatron_octo.data.paths import is_folder
-from megatron_octo.data.rows.parquet import first_line
 from megatron_octo.data.rows.row import BadRow, has_field
 from megatron_octo.data.tally import Tally
-from megatron_octo.errors import DataError, OctoError
-from megatron_octo.reading.text import expanded
+from megatron_octo.errors import DataError, OctoError, first_line
 from megatron_octo.recipe.data import HubSource
+from megatron_octo.runtime.hub import local_folder
 
 _MOST_TASKS = 256
 _NETWORK = ("ConnectError", "ConnectionError", "ConnectTimeout", "ReadTimeout", "OfflineModeIsEnabled", "ProxyError")
@@ -50,12 +48,11 @@ def open_hub(name: str, source: HubSource) -> HubData:
 
     _check_ends()
     options: dict[str, Any] = {"name": source.subset, "data_dir": source.data_dir, "split": source.split}
-    folder = expanded(source.dataset, DataError, f"data.sources.{name}.dataset")
-    is_local = is_folder(folder)
-    dataset = str(folder) if is_local else source.dataset
+    folder = local_folder(source.dataset, DataError, f"data.sources.{name}.dataset")
+    dataset = source.dataset if folder is None else str(folder)
     info: Any = None
     try:
-        if not is_local:
+        if folder is None:
             info = HfApi().dataset_info(source.dataset, revision=source.revision)
         options["revision"] = None if info is None else info.sha
         data = load_dataset(dataset, streaming=True, **options)

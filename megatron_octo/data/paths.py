@@ -37,14 +37,6 @@ def input_files(key: str, patterns: Sequence[str]) -> list[Path]:
     return list(found)
 
 
-def is_folder(path: Path) -> bool:
-    """Whether a folder is there; what can be no path (a name too long) is none."""
-    try:
-        return path.is_dir()
-    except (OSError, ValueError):
-        return False
-
-
 def _is_unicode(path: Path) -> bool:
     try:
         str(path).encode()

@@ -60,7 +60,7 @@ def prepare(
     pending: dict[str, tuple[Inputs, str]] = {}
     for name in names:
         digest = settings_digest(recipe, name, run.tokenizer)
-        before = _finished(recipe, run, name)
+        before = _finished(run, name)
         if before is not None and before.settings_digest == digest and not _inputs_changed(before, recipe, name):
             console.print(f"{name}: already prepared, {format_tokens(before.train.tokens)} tokens")
             continue
@@ -105,7 +105,7 @@ def _common(
     return Common(file, record, index, heldout, workers, executor, options, console)
 
 
-def _finished(recipe: Recipe, run: RunFolder, name: str) -> SourceManifest | None:
+def _finished(run: RunFolder, name: str) -> SourceManifest | None:
     folder = run.source(name)
     if not folder.exists():
         return None

@@ -1,20 +1,20 @@
 """The tokenizer of a run: loaded or made once, checked, and kept in the run folder for every later leg."""
 
-import os
 import shutil
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, cast
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from megatron_octo.data.paths import is_folder
-from megatron_octo.data.rows.parquet import first_line
 from megatron_octo.data.tokenizer_file import read_object_leniently, read_tokenizer_file, without_limits
-from megatron_octo.errors import DataError, OctoError
+from megatron_octo.errors import DataError, OctoError, first_line
 from megatron_octo.reading.json_text import read_json
-from megatron_octo.reading.text import expanded, shown_path
+from megatron_octo.reading.text import shown_path
 from megatron_octo.recipe.model import ModelSection
-from megatron_octo.runtime.files import sha256_of, write_json_atomically
+from megatron_octo.runtime.atomic_folder import publish_folder
+from megatron_octo.runtime.files import sha256_of, sync_tree, write_json_atomically
+from megatron_octo.runtime.hub import download, local_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -36,28 +36,24 @@ def load_tokenizer(model: ModelSection, folder: Path) -> "PreTrainedTokenizerFas
         DataError: there is no such tokenizer, it is damaged or needs code of its own, `end_of_document` is not one
             token of it, or its ids do not fit `architecture.vocab_size`.
     """
-    beside = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
     origin = {"tokenizer": model.tokenizer, "revision": model.tokenizer_revision}
-    local = expanded(model.tokenizer, DataError, "model.tokenizer")
-    is_local = model.tokenizer == BUILTIN or is_folder(local)
-    if not is_local and _origin_of(folder) == origin:
-        return _opened(model, folder)
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
-    try:
-        if model.tokenizer == BUILTIN:
-            _save(bytes_tokenizer(), beside, model.end_of_document)
-        elif is_local:
-            _copy(local, beside, model)
+    is_builtin = model.tokenizer == BUILTIN
+    local = None if is_builtin else local_folder(model.tokenizer, DataError, "model.tokenizer")
+    if not is_builtin and local is None and _origin_of(folder) == origin:
+        return _open_checked(model, folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f".{folder.name}.partial-", dir=folder.parent) as temporary:
+        made = Path(temporary) / folder.name
+        made.mkdir()
+        if is_builtin:
+            _save(bytes_tokenizer(), made, model.end_of_document)
         else:
-            _copy(_fetched(model), beside, model)
-        write_json_atomically(beside / _ORIGIN, origin)
-        tokenizer = _opened(model, beside)
-        if _contents(folder) != _contents(beside):
-            shutil.rmtree(folder, ignore_errors=True)
-            os.replace(beside, folder)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+            _copy(local or _download(model), made, model)
+        write_json_atomically(made / _ORIGIN, origin)
+        tokenizer = _open_checked(model, made)
+        if _contents(folder) != _contents(made):
+            sync_tree(made)
+            publish_folder(made, folder, replace=True)
     tokenizer.name_or_path = str(folder)
     return tokenizer
 
@@ -131,17 +127,16 @@ def _copy(source: Path, folder: Path, model: ModelSection) -> None:
                 ) from None
 
 
-def _fetched(model: ModelSection) -> Path:
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(model.tokenizer, revision=model.tokenizer_revision, allow_patterns=list(_FILES)))
-    except Exception as error:  # the client raises many kinds: no network, no such name, no access
-        raise DataError(
-            f"model.tokenizer = {model.tokenizer!r}: neither a folder nor a tokenizer the hub gives us "
-            f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no reason given'}); "
-            "give a folder with tokenizer.json, check the name, the network and HF_TOKEN, or use builtin:bytes"
-        ) from None
+def _download(model: ModelSection) -> Path:
+    return download(
+        model.tokenizer,
+        model.tokenizer_revision,
+        _FILES,
+        error=DataError,
+        key="model.tokenizer",
+        kind="tokenizer",
+        way_out="give a folder with tokenizer.json, check the name, the network and HF_TOKEN, or use builtin:bytes",
+    )
 
 
 def _read(path: Path, model: ModelSection) -> Tokenizer:
@@ -173,7 +168,7 @@ def open_tokenizer(folder: Path, key: str) -> "PreTrainedTokenizerFast":
     return cast(PreTrainedTokenizerFast, tokenizer)
 
 
-def _opened(model: ModelSection, folder: Path) -> "PreTrainedTokenizerFast":
+def _open_checked(model: ModelSection, folder: Path) -> "PreTrainedTokenizerFast":
     _check(model, _read(folder / "tokenizer.json", model))
     return open_tokenizer(folder, f"model.tokenizer = {model.tokenizer!r}")
 

@@ -8,9 +8,8 @@ import orjson
 from tokenizers import Tokenizer
 
 from megatron_octo.data.rows.json_value import row_or_reason
-from megatron_octo.data.rows.parquet import first_line
 from megatron_octo.data.rows.row import BadRow
-from megatron_octo.errors import DataError, OctoError
+from megatron_octo.errors import DataError, OctoError, first_line
 from megatron_octo.reading.json_text import json_kind
 from megatron_octo.reading.text import read_text, shown_path
 

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from megatron.core.transformer import TransformerConfig
 
@@ -81,8 +80,3 @@ def _recompute_fields(recompute: str) -> dict[str, Any]:
     if recompute == "selective":
         return {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]}
     return {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
-
-
-def parameter_dtype(train: TrainSection) -> torch.dtype:
-    """The dtype that weights and activations are held in."""
-    return torch.float32 if train.precision == "fp32" else torch.bfloat16

@@ -12,6 +12,8 @@ from megatron_octo.runtime.files import sync
 from megatron_octo.runtime.lock import try_lock
 
 _LOCK = "lock"
+_MARGIN = 64 << 20
+"""Bytes for everything that is not counted."""
 
 
 @contextmanager
@@ -42,6 +44,32 @@ def temporary_folder_for(target: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         os.close(lock)
+
+
+def check_target(target: Path, size: int, *, may_replace: bool = False) -> None:
+    """Refuse a target that holds something, or a disk with too little room. To be called before the work begins.
+
+    Args:
+        size: bytes that will be written there.
+        may_replace: accept a folder that holds something.
+
+    Raises:
+        RuntimeSetupError: with what is there, or the bytes needed and free.
+    """
+    if target.is_file() or target.is_symlink():
+        raise RuntimeSetupError(f"{target}: this is no folder; give another name, or remove it")
+    if not may_replace and target.is_dir() and (present := sorted(entry.name for entry in target.iterdir())):
+        shown = ", ".join(present[:4]) + (", ..." if len(present) > 4 else "")
+        raise RuntimeSetupError(
+            f"{target}: holds something already ({shown}); give another name, or remove the folder yourself"
+        )
+    above = next(parent for parent in target.absolute().parents if parent.is_dir())
+    free, needed = shutil.disk_usage(above).free, size + _MARGIN
+    if free < needed:
+        raise RuntimeSetupError(
+            f"{target}: needs {needed / 1e9:.2f} GB, and {above} has {free / 1e9:.2f} GB free; "
+            "make room, or name a folder on another disk"
+        )
 
 
 def publish_folder(folder: Path, target: Path, *, replace: bool) -> None:

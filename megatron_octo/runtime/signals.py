@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -37,12 +37,7 @@ class StopRequest:
 
     def follow(self, parent: int) -> None:
         """Take the end of `parent`, the launcher, for a stop signal: a rank that nobody watches saves and stops."""
-        threading.Thread(target=self._watch, args=(parent,), daemon=True).start()
-
-    def _watch(self, parent: int) -> None:
-        while os.getppid() == parent:
-            time.sleep(_POLL_SECONDS)
-        self.received.append(signal.SIGHUP)
+        _call_when_gone(parent, lambda: self.received.append(signal.SIGHUP))
 
     def ignore_others(self) -> None:
         """Ignore stop signals from here on; to be called once all is saved.
@@ -77,3 +72,17 @@ def stop_signals_blocked() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def exit_with_parent(parent: int) -> None:
+    """End this helper process once `parent`, the process that started it, has ended in any way. Returns at once."""
+    _call_when_gone(parent, lambda: os._exit(1))
+
+
+def _call_when_gone(parent: int, call: Callable[[], None]) -> None:
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_POLL_SECONDS)
+        call()
+
+    threading.Thread(target=watch, daemon=True).start()

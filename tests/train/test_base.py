@@ -134,7 +134,7 @@ def test_a_base_of_another_shape(based, tmp_path, capsys, monkeypatch):
 def test_a_base_that_is_not_there(based, capsys, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     message = refused(based, capsys, monkeypatch, "-s", "model.base=nobody/nothing")
-    assert "model.base = 'nobody/nothing': neither a folder nor a model the hub gives us" in message
+    assert "model.base = 'nobody/nothing': neither a folder nor a model that the hub provides" in message
     assert "HF_TOKEN" in message and "model.initialize=random" in message
 
 

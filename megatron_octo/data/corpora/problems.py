@@ -8,7 +8,7 @@ apart (training text and held-out problems) is kept apart by text, never by seed
 import hashlib
 import random
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -155,7 +155,3 @@ def _word_problems(name: str) -> Iterator[Problem]:
         worked = item["metadata"]["answer_cot"].split("####")[0].strip()
         if len(item["question"]) + len(worked) <= 480:
             yield Problem(_ASK_ENDS.sub("", item["question"]), (), item["answer"], prose=worked)
-
-
-Render = Callable[[Problem, random.Random], str]
-"""One role's way to write a problem as a document."""

@@ -8,14 +8,16 @@ from typing import Any, Literal, Protocol
 
 from megatron_octo.data.rows.containers import BOM, PARQUET
 from megatron_octo.data.rows.json_value import is_blank, row_or_reason
-from megatron_octo.data.rows.limits import MOST_ROW_BYTES, MOST_SMALL_BYTES
 from megatron_octo.data.rows.lines import LineRows
 from megatron_octo.data.rows.listed import ListRows, ObjectRows, read_whole
 from megatron_octo.data.rows.parquet import ParquetRows, open_parquet
-from megatron_octo.data.rows.row import BadRow
+from megatron_octo.data.rows.row import MOST_ROW_BYTES, BadRow
 from megatron_octo.data.rows.streams import Stream, open_stream, unreadable
 from megatron_octo.errors import DataError
 from megatron_octo.reading.text import shown_path
+
+MOST_SMALL_BYTES = 1 << 30
+"""Largest file of problems (to decontaminate against, to practise on, to look prompts up in), unpacked too."""
 
 Form = Literal["lines", "list", "object", "parquet"]
 

@@ -6,8 +6,7 @@ from typing import Any
 import orjson
 
 from megatron_octo.data.rows.containers import BOM
-from megatron_octo.data.rows.limits import MOST_ROW_BYTES
-from megatron_octo.data.rows.row import BadRow
+from megatron_octo.data.rows.row import MOST_ROW_BYTES, BadRow
 
 _LONGEST_INTEGER = 20
 TOO_LONG = f"longer than {MOST_ROW_BYTES >> 20} MiB"

@@ -4,8 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from megatron_octo.data.rows.json_value import TOO_LONG, is_blank, row_or_reason
-from megatron_octo.data.rows.limits import MOST_ROW_BYTES
-from megatron_octo.data.rows.row import BadRow
+from megatron_octo.data.rows.row import MOST_ROW_BYTES, BadRow
 from megatron_octo.data.rows.streams import Stream
 
 _SKIPPED = 1 << 20

@@ -7,11 +7,12 @@ from typing import Any
 
 from megatron_octo.data.rows.containers import BOM
 from megatron_octo.data.rows.json_value import TOO_LONG, lenient_decoder, row_or_reason
-from megatron_octo.data.rows.limits import MOST_ROW_BYTES, MOST_WHOLE_BYTES
-from megatron_octo.data.rows.row import BadRow, has_field
+from megatron_octo.data.rows.row import MOST_ROW_BYTES, BadRow, has_field
 from megatron_octo.data.rows.streams import Stream
 from megatron_octo.errors import DataError
 
+MOST_WHOLE_BYTES = 64 << 20
+"""Largest JSON object that is read as a file of its own. Lists are read item by item and have no such limit."""
 _FIRST_READ = 64 << 10
 _SPACE = " \t\r\n"
 _AFTER_NUMBER = tuple(",]" + _SPACE)

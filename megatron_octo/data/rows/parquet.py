@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_octo.data.rows.row import BadRow, columns_of, has_field
-from megatron_octo.errors import DataError
+from megatron_octo.errors import DataError, first_line
 from megatron_octo.reading.text import shown_path
 
 _BATCH = 1024
@@ -82,9 +82,3 @@ def _row_of(batch: Any) -> Any:
         return BadRow("not UTF-8")
     except (ValueError, OverflowError) as error:
         return BadRow(f"a value that cannot be read ({type(error).__name__})")
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message, for a message of ours."""
-    text = str(error).strip()
-    return text.splitlines()[0][:300] if text else type(error).__name__

@@ -7,6 +7,9 @@ from typing import Any
 from megatron_octo.reading.json_text import json_kind
 
 Row = Mapping[str, Any]
+MOST_ROW_BYTES = 16 << 20
+"""Longest row that is read: a line, an item of a list, or the text of a document. A tokenizer takes up to 130 bytes of
+memory for each byte of text."""
 _SHOWN = 60
 
 
