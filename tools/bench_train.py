@@ -101,10 +101,16 @@ def octo_loop(recipe: Recipe, samples: RandomSamples, steps: int, device: torch.
     import io
     import tempfile
 
-    from megatron_octo.data.blend import Blend
+    from megatron_octo.data.datasets import Mixture
+    from megatron_octo.data.mixture import TokenIds
+    from megatron_octo.runtime.hang_watch import HangWatch
+    from megatron_octo.runtime.run_folder import RunFolder
     from megatron_octo.train.display import Display
-    from megatron_octo.train.loop import Hooks, Progress, Setup, train_steps
+    from megatron_octo.train.loop import Progress, Trainer, train_steps
     from megatron_octo.train.metrics import MetricsWriter
+    from megatron_octo.train.plan import StagePlan
+    from megatron_octo.train.reporter import FirstRankReporter
+    from megatron_octo.train.start import RandomWeights
     from megatron_octo.train.throughput import peak_flops
 
     stage = recipe.in_order()[0]
@@ -112,45 +118,46 @@ def octo_loop(recipe: Recipe, samples: RandomSamples, steps: int, device: torch.
     stages = {stage: recipe.stages[stage].model_copy(update={"tokens": budget})}
     recipe = recipe.model_copy(update={"stages": stages})
     model, optimizer = megatron_parts(recipe, device)
-    folder = Path(tempfile.mkdtemp())
-    writer = MetricsWriter(
-        folder / "metrics.jsonl", folder / "validation.jsonl", recipe.train.logging, name="bench", resume_step=0
-    )
-    display = Display(stage, steps, 0, Console(file=io.StringIO()))
-    names = tuple(recipe.stages[stage].mixture)
-    owners = np.arange(steps * recipe.train.global_batch_size) % len(names)
-    setup = Setup(
+    run = RunFolder(Path(tempfile.mkdtemp()))
+    plan = StagePlan(
         recipe=recipe,
-        stage_name=stage,
+        run=run,
+        name=stage,
+        training=(),
+        validation=(),
+        tokens=TokenIds(recipe.model.architecture.vocab_size, 0),
+        fingerprint={},
+        start=RandomWeights(),
+        accepted_changes=(),
+        stop_after_step=None,
+    )
+    metrics = MetricsWriter(
+        run.metrics(stage), run.validation(stage), recipe.train.logging, name="bench", resume_step=0
+    )
+    names = tuple(recipe.stages[stage].mixture)
+    trainer = Trainer(
+        plan=plan,
         model=model,
         optimizer=optimizer,
-        blend=Blend(samples, names, owners),
+        mixture=Mixture(samples, names, np.arange(steps * recipe.train.global_batch_size) % len(names)),
         device=device,
-        lineage_tokens=0,
         peak_flops=peak_flops(device),
-        checkpoint_steps=frozenset(),
+        reporter=FirstRankReporter(plan, Display(stage, steps, 0, Console(file=io.StringIO())), metrics),
+        hang_watch=HangWatch(recipe.train.guards, 0),
+        stop_requested=lambda: False,
+        validate=lambda progress: {},
+        save=lambda progress: None,
+        poll_save=lambda: None,
     )
     progress = Progress()
 
-    def on_step(record: dict) -> None:
-        writer.step(record)
-        display.step(record)
-
-    hooks = Hooks(
-        on_step=on_step,
-        on_checkpoint=lambda now: None,
-        on_validation=lambda now: None,
-        on_spike=lambda *_: None,
-        stop_requested=lambda: False,
-        poll=lambda: None,
-    )
-
-    def run(count: int) -> None:
+    def train(count: int) -> None:
         from dataclasses import replace
 
-        train_steps(replace(setup, stop_after_step=progress.step + count), progress, hooks)
+        stop_after_step = progress.step + count
+        train_steps(replace(trainer, plan=replace(plan, stop_after_step=stop_after_step)), progress)
 
-    return run
+    return train
 
 
 def bare_megatron_loop(recipe: Recipe, samples: RandomSamples, device: torch.device) -> Callable[[int], None]:

@@ -1,10 +1,10 @@
-"""A mend for megatron-core 0.16.1: optimizer state saved from the wrong place where a gradient bucket is padded.
+"""Workaround for megatron-core 0.16.1, which saves optimizer state from the wrong place where a bucket is padded.
 
 `DistributedOptimizer.get_parameter_state_dp_zero` joins the buckets' contents without the padding at their ends, and
-`sharded_param_state_fully_reshardable` then cuts the parameters out of that by their positions in the padded buffer.
-With several buckets, all parameters after the first padding are stored shifted, without an error: same sizes, other
-numbers. It takes a bucket whose size is no multiple of lcm(data-parallel size, 128). Tied embeddings under pipeline
-parallelism have a bucket of their own, so a vocabulary of 261 x 64 is enough.
+`sharded_param_state_fully_reshardable` then cuts out the parameters by their positions in the padded buffer. With
+several buckets, all parameters after the first padding are stored shifted, without an error: same sizes, other numbers.
+It happens with any bucket whose size is no multiple of lcm(data-parallel size, 128). Tied embeddings under
+pipeline parallelism have a bucket of their own, so a vocabulary of 261 x 64 is enough.
 """
 
 from typing import Any
@@ -15,7 +15,7 @@ from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
 
 def keep_bucket_padding(optimizer: MegatronOptimizer) -> None:
-    """Make this optimizer's gathered state lie as its parameters' positions say, padding included."""
+    """Keep the padding in the state that this optimizer gathers, so that parameters lie at their positions."""
     for part in getattr(optimizer, "chained_optimizers", [optimizer]):
         if isinstance(part, DistributedOptimizer):
             part.get_parameter_state_dp_zero = _with_padding(part)

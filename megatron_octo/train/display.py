@@ -1,4 +1,4 @@
-"""What a person sees while a stage trains: a live line on a terminal, a line now and then in a log."""
+"""The progress of a stage on the console: a live line on a terminal, a line every few seconds in a log."""
 
 import time
 from contextlib import suppress
@@ -10,18 +10,18 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from megatron_octo.recipe.tokens import format_tokens
 
 LOG_SECONDS = 10.0
-"""Between two lines where the output is not a terminal."""
+"""Seconds between two lines where the output is not a terminal."""
 
 
 class Display:
     """The live line of a stage. Rank 0 only."""
 
-    def __init__(self, stage: str, steps: int, done: int, console: Console | None = None) -> None:
+    def __init__(self, stage: str, steps: int, first_step: int, console: Console | None = None) -> None:
         self.console = console or Console(highlight=False)
         self.stage, self.steps = stage, steps
         self.last_line = 0.0
         self.progress: Progress | None = None
-        self.started, self.done_before = time.monotonic(), done
+        self.started, self.first_step = time.monotonic(), first_step
         if self.console.is_terminal:
             self.progress = Progress(
                 TextColumn("[bold]{task.description}"),
@@ -32,7 +32,7 @@ class Display:
                 TimeRemainingColumn(),
                 console=self.console,
             )
-            self.task = self.progress.add_task(stage, total=steps, completed=done, line="")
+            self.task = self.progress.add_task(stage, total=steps, completed=first_step, line="")
             self.progress.start()
 
     def step(self, record: dict[str, Any]) -> None:
@@ -54,7 +54,7 @@ class Display:
         self._print(f"{self.stage}: {text}")
 
     def _print(self, text: str) -> None:
-        # a terminal or a pipe that is gone must not keep the checkpoint from being written; rich ends the process there
+        # a closed terminal or pipe must not prevent the checkpoint; rich raises SystemExit there
         with suppress(OSError, SystemExit):
             self.console.print(text, soft_wrap=True)
 
@@ -65,7 +65,7 @@ class Display:
                 self.progress.stop()
 
     def _left(self, step: int) -> str:
-        done = step - self.done_before
-        seconds = int((time.monotonic() - self.started) / max(done, 1) * (self.steps - step))
+        trained = step - self.first_step
+        seconds = int((time.monotonic() - self.started) / max(trained, 1) * (self.steps - step))
         hours, rest = divmod(seconds, 3600)
         return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"

@@ -1,7 +1,7 @@
-"""Everything a stage starts from is hashed before it is used: the checkpoint, and the prepared data of its mixture.
+"""Hashes everything a stage starts from before it is used: the checkpoint, and the prepared data of its mixture.
 
-A flipped bit has the right size, loads without an error, and is trained on. The files are shared out over the ranks;
-each rank hashes on all of its cores.
+A file with a flipped bit has the right size, loads without an error, and is trained on. The files are divided among the
+ranks, and each rank hashes on all of its cores.
 """
 
 import time

@@ -198,7 +198,7 @@ def _name_the_batch(trainer: Trainer, step: int, problem: str, records: list[Los
     return (
         f"{trainer.plan.name}: {problem} at step {step + 1}, in samples {as_ranges(samples)} "
         f"(sources {', '.join(sorted(sources))}); nothing was saved of this step. "
-        "Look at those samples (`octo data show`), lower train.learning_rate, or go on from an earlier checkpoint"
+        "Look at those samples (`octo data show`), lower train.learning_rate, or resume from an earlier checkpoint"
     )
 
 

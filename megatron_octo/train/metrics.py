@@ -1,4 +1,4 @@
-"""Curves on disk: metrics.jsonl, validation.jsonl, TensorBoard, and W&B where it is asked for."""
+"""Curves on disk: metrics.jsonl, validation.jsonl, TensorBoard, and W&B if the recipe names a project."""
 
 import json
 import os
@@ -67,6 +67,6 @@ class MetricsWriter:
 
 
 def _start_wandb(project: str, name: str) -> Any:
-    import wandb  # preflight has looked for it
+    import wandb  # the plan has checked that it is installed
 
     return wandb.init(project=project, name=name, resume="allow")

@@ -52,7 +52,7 @@ def build_optimizer(model: list[DistributedDataParallel], train: TrainSection) -
     for adam in torch_optimizers(optimizer):
         for group in adam.param_groups:
             if isinstance(adam, torch.optim.AdamW):
-                group["fused"] = True  # one pass over the shard; the looped version makes a dozen
+                group["fused"] = True  # one pass over the shard; the default makes a dozen
     set_weight_decay(optimizer, settings.weight_decay)
     return optimizer
 
@@ -60,8 +60,8 @@ def build_optimizer(model: list[DistributedDataParallel], train: TrainSection) -
 def set_weight_decay(optimizer: MegatronOptimizer, weight_decay: float) -> None:
     """Write the weight decay into every parameter group: none for norms and biases.
 
-    Megatron only marks those groups with `wd_mult` 0; the product is formed in its own scheduler, which is not used
-    here. After a load it must be written again, since a checkpoint brings its own groups.
+    Megatron only marks those groups with `wd_mult` 0; its own scheduler, which is not used here, forms the product. A
+    checkpoint brings its own groups, so the decay is written again after a load.
     """
     for adam in torch_optimizers(optimizer):
         for group in adam.param_groups:
@@ -78,8 +78,8 @@ def torch_optimizers(optimizer: MegatronOptimizer) -> Iterator[Any]:
 def set_learning_rate(optimizer: MegatronOptimizer, rate: float) -> None:
     """Write the rate into every parameter group.
 
-    The loop does so before every step: a rate that came with a loaded checkpoint (Megatron's scheduler keeps the
-    parent's bounds, whatever it is told) never lives to be used.
+    The loop does so before every step, so the rate of a loaded checkpoint is never used. (Megatron's scheduler would
+    keep the parent's bounds, whatever it is told.)
     """
     for adam in torch_optimizers(optimizer):
         for group in adam.param_groups:
@@ -87,17 +87,17 @@ def set_learning_rate(optimizer: MegatronOptimizer, rate: float) -> None:
 
 
 def learning_rates(optimizer: MegatronOptimizer) -> set[float]:
-    """The rates in the optimizer now."""
+    """The learning rates that the optimizer has now."""
     return {group["lr"] for adam in torch_optimizers(optimizer) for group in adam.param_groups}
 
 
 def load_optimizer(optimizer: MegatronOptimizer, state: dict[str, Any]) -> None:
-    """Load what `sharded_state_dict` described, and mend what megatron-core 0.16.1 does with torch's AdamW.
+    """Load the state that `sharded_state_dict` described, around two faults of megatron-core 0.16.1 with torch's AdamW.
 
-    Two faults, neither with Transformer Engine: the parameter states have no `step`, and are looked up with it
-    (KeyError); and all parameters come to share one counter tensor, which each of them then advances, so that Adam's
-    bias correction is wrong from the second step on. So the counters are taken out while the moments load, and put
-    back, each a tensor of its own.
+    Neither occurs with Transformer Engine. Megatron looks up `step` in parameter states that have none (KeyError). And
+    all parameters come to share one step counter, which each of them then advances, so Adam's bias correction is wrong
+    from the second step on. The workaround takes the counters out while the moments load, and puts them back, each a
+    tensor of its own.
     """
     parts = getattr(optimizer, "chained_optimizers", [optimizer])
     if len(parts) != 1 or not isinstance(parts[0].optimizer, torch.optim.AdamW):
@@ -116,7 +116,7 @@ def load_optimizer(optimizer: MegatronOptimizer, state: dict[str, Any]) -> None:
 
 
 def allocate_moments(optimizer: MegatronOptimizer) -> None:
-    """Make Adam's state before a load, as a first step would.
+    """Allocate Adam's state before a load, as a first step would.
 
     Without Transformer Engine, Megatron-Core 0.16.1 reads the step counters to describe what it will load, and torch's
     AdamW has none before its first step.

@@ -52,10 +52,10 @@ class StagePlan:
     validation: tuple[MixtureSource, ...]
     tokens: TokenIds
     fingerprint: dict[str, Any]
-    """Of the order of the samples; see `data_fingerprint`."""
+    """Fingerprint of the order of the samples; see `data_fingerprint`."""
     start: Start
     accepted_changes: tuple[str, ...]
-    """What changed since the stage began, where `accept_changes` let it pass."""
+    """Changes since the stage began that `accept_changes` let pass."""
     stop_after_step: int | None
 
     @property
@@ -178,7 +178,7 @@ def _check_resume(
     """Refuse to resume from a checkpoint that another recipe, order of data, layout or parent made.
 
     Returns:
-        What changed since the stage began, where `accept_changes` let it pass.
+        The changes since the stage began, where `accept_changes` let them pass.
     """
     _check_layout(recipe, stage, checkpoint)
     lineage = read_lineage(run, stage)
@@ -192,7 +192,7 @@ def _check_resume(
     for changes, problem in (
         (
             fingerprint_changes(checkpoint.manifest.data_fingerprint, fingerprint),
-            "the data is not what this stage began with, and going on would reorder it",
+            "the data is not what this stage began with, and a resume would reorder it",
         ),
         (changed_settings(lineage, recipe, stage), "the stage began with other settings"),
     ):

@@ -28,10 +28,9 @@ from megatron_octo.runtime.checkpoints import (
 )
 from megatron_octo.runtime.files import sha256_of, sync, sync_tree
 from megatron_octo.runtime.groups import from_first_rank, together
-from megatron_octo.runtime.processes import leave_with
 from megatron_octo.runtime.rank import Rank
 from megatron_octo.runtime.recorded_files import RecordedFile, files_below
-from megatron_octo.runtime.signals import stop_signals_blocked
+from megatron_octo.runtime.signals import exit_with_parent, stop_signals_blocked
 from megatron_octo.train.state import save_state
 
 
@@ -48,12 +47,12 @@ def _written(folder: Path) -> Iterator[None]:
         first = next(iter(error.failures.values()))[0]
         raise CheckpointError(
             f"{folder}: the checkpoint could not be written ({first}); make room on that disk or mend it, and run the "
-            "same command again: it goes on from the last checkpoint"
+            "same command again: it resumes from the last checkpoint"
         ) from error
 
 
 class CheckpointSaver:
-    """Saves checkpoints of one stage. Every method is called on all ranks."""
+    """Saves checkpoints of one stage. Every rank calls every method."""
 
     def __init__(
         self,
@@ -133,14 +132,14 @@ class CheckpointSaver:
                     remove_checkpoint(self.folder, manifest.step)
                 partial.rename(final)
                 sync(self.folder)
-                self._clear_old()
+                self._remove_old()
             torch.distributed.barrier()
 
         return finish
 
     def _hash_files(self, partial: Path) -> list[RecordedFile]:
-        """SHA-256 of every file, the files shared out over the ranks."""
-        # one list for all ranks: on a shared file system they may not see the same yet
+        """SHA-256 of every file. The files are divided among the ranks."""
+        # one list for all ranks, which may not see the same files on a shared file system yet
         names = from_first_rank(lambda: files_below(partial))
         if not names:
             raise CheckpointError(f"{partial}: Megatron-Core wrote nothing; is the file system full or not shared?")
@@ -155,9 +154,9 @@ class CheckpointSaver:
             for name in names
         ]
 
-    def _clear_old(self) -> None:
-        passing = [step for step in complete_steps(self.folder) if step not in self.keep_steps]
-        for step in passing[: -self.settings.keep]:
+    def _remove_old(self) -> None:
+        removable = [step for step in complete_steps(self.folder) if step not in self.keep_steps]
+        for step in removable[: -self.settings.keep]:
             remove_checkpoint(self.folder, step)
 
 
@@ -175,5 +174,5 @@ def _start_results_queue() -> None:
         resource_tracker.ensure_running()
     with stop_signals_blocked():
         manager = SyncManager(ctx=get_context("spawn"))
-        manager.start(leave_with, (os.getpid(),))
+        manager.start(exit_with_parent, (os.getpid(),))
     filesystem_async._results_queue = manager.Queue()

@@ -29,7 +29,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Resume:
-    """The stage goes on from its own newest checkpoint."""
+    """The stage resumes from its own newest checkpoint."""
 
     checkpoint: Checkpoint
 

@@ -1,4 +1,4 @@
-"""Megatron's distributed checkpoints of model and optimizer: what is stored, and how it comes back."""
+"""Model and optimizer to and from Megatron's distributed checkpoints."""
 
 import warnings
 from pathlib import Path
@@ -20,7 +20,7 @@ _SHARDING = {"full": "fully_reshardable", "data_parallel": "dp_reshardable"}
 def sharded_state(
     model: list[DistributedDataParallel], optimizer: MegatronOptimizer, resharding: str, *, is_loading: bool
 ) -> dict[str, Any]:
-    """What a checkpoint stores, as Megatron's sharded tensors."""
+    """The contents of a checkpoint, as Megatron's sharded tensors."""
     metadata = {"distrib_optim_sharding_type": _SHARDING[resharding]}
     state: dict[str, Any] = {}
     for number, chunk in enumerate(model):
@@ -37,7 +37,7 @@ def save_state(
     *,
     asynchronous: bool,
 ) -> AsyncRequest | None:
-    """Write model and optimizer into an existing folder. All ranks call it."""
+    """Write model and optimizer into an existing folder. Every rank calls it."""
     state = sharded_state(model, optimizer, resharding, is_loading=False)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -52,7 +52,7 @@ def save_state(
 def load_state(
     folder: Path, model: list[DistributedDataParallel], optimizer: MegatronOptimizer, resharding: str
 ) -> None:
-    """Read model and optimizer from a checkpoint of any layout that its resharding allows. All ranks call it.
+    """Read model and optimizer from a checkpoint of any layout that its resharding allows. Every rank calls it.
 
     Raises:
         CheckpointError: tensors that are missing or surplus, by name, or of another shape; or one that is damaged, or
@@ -62,7 +62,7 @@ def load_state(
     state = sharded_state(model, optimizer, resharding, is_loading=True)
     loaded = load_sharded_state(folder, state, with_common=True)
     if not isinstance(loaded.state.get("optimizer"), dict):
-        raise CheckpointError(f"{folder}: common.pt holds nothing of the optimizer; restore it from a copy")
+        raise CheckpointError(f"{folder}: common.pt has no optimizer state; restore it from a copy")
     if wrong := sorted({*loaded.absent, *loaded.surplus}):
         raise CheckpointError(
             f"{folder}: {len(wrong)} tensors missing or surplus for this model ({', '.join(wrong[:4])}, ...); "

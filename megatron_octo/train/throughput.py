@@ -1,4 +1,4 @@
-"""Tokens a second, and the share of the hardware's peak that they use (MFU)."""
+"""Tokens per second, and the share of the hardware's peak that they use (MFU)."""
 
 import time
 
@@ -14,10 +14,10 @@ _PEAK_BF16 = {  # dense BF16 FLOP/s from NVIDIA's data sheets
 
 
 def peak_flops(device: torch.device) -> float | None:
-    """FLOP/s that MFU is measured against, over all ranks; None for a GPU that is not known.
+    """Peak FLOP/s of all ranks, the denominator of MFU; None for an unknown GPU.
 
-    On a GPU: the data sheet's dense BF16 rate (FP8 runs are held against it too, so their MFU can pass 1). On the CPU:
-    the rate of an fp32 matrix product, measured now on all ranks at once.
+    A GPU has the dense BF16 rate of its data sheet, under FP8 too, so the MFU of an FP8 run can exceed 1. A CPU has the
+    rate of an fp32 matrix product, measured now on all ranks at once.
     """
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
@@ -44,19 +44,17 @@ def _measured_matmul_rate(size: int = 768, seconds: float = 0.3) -> float:
 
 
 class Stopwatch:
-    """Seconds between laps, and an even rate over recent laps."""
+    """Seconds between laps."""
 
     def __init__(self) -> None:
         self.last = time.perf_counter()
-        self.smoothed: float | None = None
 
     def lap(self) -> float:
         """Seconds since the last lap."""
         now = time.perf_counter()
         seconds, self.last = now - self.last, now
-        self.smoothed = seconds if self.smoothed is None else 0.9 * self.smoothed + 0.1 * seconds
         return seconds
 
     def restart(self) -> None:
-        """Leave out what was done since the last lap (a checkpoint, a validation)."""
+        """Exclude the time since the last lap (a checkpoint, a validation)."""
         self.last = time.perf_counter()

@@ -10,8 +10,8 @@ from megatron_octo.runtime.signals import listen_for_stop
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Train the stage on this rank. Status 0 also where it was asked to stop: result.json says whether it is done."""
-    stop = listen_for_stop()  # first of all: the launcher has started this process with the signals blocked
+    """Train the stage on this rank. A stop signal gives status 0 too: result.json says if the stage is complete."""
+    stop = listen_for_stop()  # first of all, since the launcher starts this process with the signals blocked
     stop.follow(os.getppid())
     parser = argparse.ArgumentParser(prog="python -m megatron_octo.train.worker", description=__doc__)
     parser.add_argument("--folder", type=Path, required=True, help="the run folder, with stages/<stage>/recipe.yaml")

@@ -87,7 +87,7 @@ def test_data_that_was_prepared_with_other_settings(workplace, refused):
 )
 def test_a_resume_on_another_order_of_data(begun, refused, override, expected):
     message = refused(begun, "stable", "-s", override)
-    assert expected in message and "going on would reorder it" in message and "--accept-changes" in message
+    assert expected in message and "a resume would reorder it" in message and "--accept-changes" in message
 
 
 def test_a_resume_on_changed_files(begun, refused, tmp_path):
