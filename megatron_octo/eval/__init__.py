@@ -1,1 +1,1 @@
-"""What a run's models can do: so far, its own held-out problems. (The 13 benchmarks are still to come.)"""
+"""Evaluation of a run's models: so far on its own held-out problems. The 13 benchmarks are still to come."""

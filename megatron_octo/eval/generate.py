@@ -1,6 +1,6 @@
 """Greedy answers from an exported model, by vLLM: `python -m megatron_octo.eval.generate`, a process of its own.
 
-vLLM sets up threads, memory and logging for its whole process, and gives nothing back until that ends.
+vLLM sets up threads, memory and logging for its whole process, and releases nothing before the process ends.
 """
 
 import argparse
@@ -20,12 +20,12 @@ from megatron_octo.runtime.files import write_text_atomically
 from megatron_octo.runtime.loopback import keep_stores_on_loopback, stay_on_loopback
 
 _NOISE = re.compile("leaked|nanobind|skipped remainder")
-"""What libraries print as they are taken down, after the reason."""
+"""Lines that libraries print at shutdown, after the reason of a failure."""
 
 
 @dataclass(frozen=True)
 class Completion:
-    """What a model said after a prompt."""
+    """The text that a model generated after a prompt."""
 
     text: str
     token_ids: tuple[int, ...]
@@ -39,20 +39,21 @@ def generate(
     special_tokens: bool = True,
     stop: Sequence[str] = (),
 ) -> list[Completion]:
-    """What a model says after each prompt, greedily, up to its end of text, a text of `stop`, or `max_tokens`.
+    """Greedy completions of the prompts, in their order. Each ends with end of text, a stop text, or `max_tokens`.
 
     Args:
-        model: a folder that an export made.
-        special_tokens: begin with the token that the tokenizer begins texts with, if it has one.
+        model: the folder of an export.
+        special_tokens: start each prompt with the tokenizer's begin-of-text token, if it has one.
+        stop: texts that end a completion. They stay part of it.
 
     Raises:
-        RuntimeSetupError: vLLM is not installed, or failed; with what it said last.
+        RuntimeSetupError: vLLM is not installed, or failed; with the last lines of its output.
     """
     if find_spec("vllm") is None:
         raise RuntimeSetupError("vLLM is not installed; run `bash tools/install.sh`")
     with tempfile.TemporaryDirectory(prefix="octo-generate-") as work:
-        asked, answered, log = (Path(work) / name for name in ("prompts.json", "responses.json", "log"))
-        asked.write_text(
+        request, responses, log = (Path(work) / name for name in ("prompts.json", "responses.json", "log"))
+        request.write_text(
             json.dumps(
                 {
                     "prompts": list(prompts),
@@ -62,28 +63,28 @@ def generate(
                 }
             )
         )
-        command = [sys.executable, "-m", "megatron_octo.eval.generate", str(model), str(asked), str(answered)]
+        command = [sys.executable, "-m", "megatron_octo.eval.generate", str(model), str(request), str(responses)]
         with open(log, "w") as output:
-            done = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, check=False)
-        if done.returncode or not answered.is_file():
+            process = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, check=False)
+        if process.returncode or not responses.is_file():
             lines = log.read_text(errors="replace").strip().splitlines()
-            said = "\n".join([line for line in lines if not _NOISE.search(line)][-12:])
-            raise RuntimeSetupError(f"{model}: vLLM ended with status {done.returncode}:\n{said}")
-        return [Completion(text, tuple(ids)) for text, ids in json.loads(answered.read_text())]
+            last_lines = "\n".join([line for line in lines if not _NOISE.search(line)][-12:])
+            raise RuntimeSetupError(f"{model}: vLLM ended with status {process.returncode}:\n{last_lines}")
+        return [Completion(text, tuple(ids)) for text, ids in json.loads(responses.read_text())]
 
 
-def _settings(model: Path, longest: int, max_tokens: int) -> dict[str, object]:
-    """Arguments of vLLM's engine for this machine."""
+def _engine_arguments(model: Path, longest: int, max_tokens: int) -> dict[str, object]:
+    """Arguments of vLLM's engine for this machine; `longest` is the longest prompt in tokens."""
     import torch
 
-    settings: dict[str, object] = {"model": str(model), "max_model_len": longest + max_tokens, "seed": 0}
+    arguments: dict[str, object] = {"model": str(model), "max_model_len": longest + max_tokens, "seed": 0}
     if torch.cuda.is_available():
-        return settings
-    # left to itself, vLLM runs fp32 weights in half precision, and compiles for longer than small models take to answer
+        return arguments
+    # by default vLLM runs fp32 weights in half precision, and compiles for longer than a small model takes to answer
     config = json.loads((model / "config.json").read_text())
-    # a share of this machine's memory; the key-value cache has its own limit in the environment
     dtype = config.get("torch_dtype") or config["dtype"]  # transformers 5 writes the second
-    return settings | {"dtype": dtype, "enforce_eager": True, "gpu_memory_utilization": 0.1}
+    # gpu_memory_utilization is a share of this machine's memory; VLLM_CPU_KVCACHE_SPACE limits the key-value cache
+    return arguments | {"dtype": dtype, "enforce_eager": True, "gpu_memory_utilization": 0.1}
 
 
 def main() -> None:
@@ -102,20 +103,20 @@ def main() -> None:
     from transformers import AutoTokenizer
     from vllm import LLM, SamplingParams
 
-    asked = json.loads(options.prompts.read_text())
+    request = json.loads(options.prompts.read_text())
     tokenizer = AutoTokenizer.from_pretrained(str(options.model), trust_remote_code=False)
-    special = asked["special_tokens"]
-    tokens = [tokenizer(prompt, add_special_tokens=special)["input_ids"] for prompt in asked["prompts"]]
-    engine = LLM(**_settings(options.model, max(map(len, tokens)), asked["max_tokens"]))
+    special = request["special_tokens"]
+    tokens = [tokenizer(prompt, add_special_tokens=special)["input_ids"] for prompt in request["prompts"]]
+    engine = LLM(**_engine_arguments(options.model, max(map(len, tokens)), request["max_tokens"]))
     greedy = SamplingParams(
-        temperature=0.0, max_tokens=asked["max_tokens"], stop=asked["stop"], include_stop_str_in_output=True
+        temperature=0.0, max_tokens=request["max_tokens"], stop=request["stop"], include_stop_str_in_output=True
     )
     outputs = engine.generate([{"prompt_token_ids": ids} for ids in tokens], greedy, use_tqdm=False)
     write_text_atomically(
         options.responses, json.dumps([[o.outputs[0].text, list(o.outputs[0].token_ids)] for o in outputs])
     )
     sys.stdout.flush()
-    os._exit(0)  # libraries underneath print pages of leaks where Python takes them down
+    os._exit(0)  # on a normal exit, libraries below vLLM print pages about leaks
 
 
 if __name__ == "__main__":

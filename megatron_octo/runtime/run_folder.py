@@ -108,10 +108,6 @@ class RunFolder:
         """The RL run that starts from a stage's export."""
         return RlFolder(self.root / "rl" / stage)
 
-    def reinforced(self, stage: str) -> Path:
-        """The RL run from a stage's export."""
-        return self.root / "rl" / stage
-
     def evaluation(self, stage: str) -> Path:
         """What a stage's model was measured to do."""
         return self.root / "eval" / stage

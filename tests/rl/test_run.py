@@ -120,7 +120,7 @@ def test_a_run_that_is_ended_goes_on_at_its_step(exported):
     assert "after RL" in told.stdout
     again = octo("rl", str(MINI), "stable", *WIDER, "-s", RL, cwd=exported, timeout=500)
     assert "RL is already complete" in again.stdout and "after RL: " in again.stdout
-    assert again.stdout.count("answered already; skipped") == 1
+    assert again.stdout.count("already answered; skipped") == 1
     prompts = (folder / "prompts.jsonl").read_text()
     changed = octo(
         "rl",
