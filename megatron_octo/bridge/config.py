@@ -1,4 +1,4 @@
-"""A Hugging Face `config.json` to an Architecture and back, with what cannot be expressed refused."""
+"""Converts a Hugging Face `config.json` to an Architecture and back; refuses what Megatron-Core cannot compute."""
 
 import json
 from pathlib import Path
@@ -8,10 +8,8 @@ import torch
 
 from megatron_octo.bridge.families import family_of
 from megatron_octo.errors import ModelError
-from megatron_octo.model.rope import check_expressible
 from megatron_octo.reading.json_text import json_kind, read_json_object, shortened, validated
 from megatron_octo.recipe import Architecture
-from megatron_octo.recipe.check import shape_problems
 from megatron_octo.runtime.links import check_inside
 
 CONFIG = "config.json"
@@ -23,7 +21,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """The configuration of a Hugging Face folder.
 
     Raises:
-        ModelError: there is none, it is no JSON object within the reader's limits, or a link leads out of the folder.
+        ModelError: there is none, it is not a JSON object within the reader's limits, or it is a link out of the folder.
     """
     path = folder / CONFIG
     if not path.is_file():
@@ -33,10 +31,10 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def architecture_of(config: dict[str, Any], where: str) -> Architecture:
-    """The shape that a configuration describes. What it leaves out takes transformers' own defaults.
+    """The architecture that a configuration describes. Missing keys take transformers' own defaults.
 
     Raises:
-        ModelError: a family that has no table, a number out of bounds, or a part that Megatron-Core would compute
+        ModelError: a family without a weight map, a number out of bounds, or a part that Megatron-Core would compute
             differently.
     """
     model_type = str(config.get("model_type"))
@@ -52,7 +50,7 @@ def architecture_of(config: dict[str, Any], where: str) -> Architecture:
     if not isinstance(rope, dict):
         raise ModelError(f"{where}: rope_parameters = {shortened(repr(rope))}: not an object; {_MEND}")
     if (theta := config.get("rope_theta")) is not None and theta != rope.get("rope_theta", theta):
-        raise ModelError(  # transformers 5 takes one of them, and 4 the other
+        raise ModelError(  # transformers 5 takes one of the two, and 4 the other
             f"{where}: rope_theta = {shortened(repr(theta))}, and {rope['rope_theta']} in rope_parameters; keep one"
         )
     fields = {
@@ -64,14 +62,13 @@ def architecture_of(config: dict[str, Any], where: str) -> Architecture:
         "attention_bias": model_type == "qwen2",
     }
     _check_types(fields, where)
-    shape = validated(fields, Architecture, where, ModelError, _MEND)
-    if problems := list(shape_problems(shape, CONFIG)):
+    architecture = validated(fields, Architecture, where, ModelError, _MEND)
+    if problems := list(architecture.all_problems(CONFIG)):
         raise ModelError(f"{where}: {'; '.join(str(problem) for problem in problems)}")
-    check_expressible(shape)
-    return shape
+    return architecture
 
 
-_MEND = "mend config.json, or copy it again"
+_MEND = "correct config.json, or copy it again"
 _SIZES = (
     "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size",
     "vocab_size", "max_position_embeddings",
@@ -81,7 +78,7 @@ _READ = (
     "model_type", *_SAME, "head_dim", "hidden_act", "attention_bias", "mlp_bias", "rope_theta", "rope_scaling",
     "rope_parameters", "partial_rotary_factor", "use_sliding_window", "sliding_window", "max_window_layers",
 )  # fmt: skip
-"""What transformers is given: all that decides what is computed, and nothing that it would only spend time on."""
+"""The keys that transformers is given: those that decide what the model computes, and no others."""
 
 _SILU = ("hidden_act", ("silu",), "Megatron's gated MLP is built with silu here")
 _FIXED: dict[str, tuple[tuple[str, tuple[Any, ...], str], ...]] = {
@@ -95,7 +92,7 @@ _FIXED: dict[str, tuple[tuple[str, tuple[Any, ...], str], ...]] = {
 
 
 def _check_layers(config: dict[str, Any], where: str) -> None:
-    """Before transformers makes a list of as many layers as it is told."""
+    """Check the number of layers before transformers makes a list of that length."""
     layers, most = config.get("num_hidden_layers", 1), _MOST_LAYERS
     if type(layers) is not int or not 0 < layers <= most:
         raise ModelError(f"{where}: num_hidden_layers = {shortened(repr(layers))}: a model has 1 to {most:,}; {_MEND}")
@@ -114,19 +111,19 @@ _MOST_LAYERS = next(
 
 
 def _read_by_transformers(config: dict[str, Any], where: str) -> dict[str, Any]:
-    """The configuration as transformers reads it: it knows its defaults, and both of its ways to write RoPE."""
+    """The configuration as transformers reads it, with its defaults and both of its spellings of RoPE."""
     from transformers import AutoConfig
 
     try:
         read: dict[str, Any] = AutoConfig.for_model(**config).to_dict()
-    except Exception as error:  # it raises many kinds: a missing key of a RoPE, a field of another type
-        said = shortened(" ".join(f"{error!r}".split()), 300)
-        raise ModelError(f"{where}: transformers cannot read its config.json ({said}); {_MEND}") from None
+    except Exception as error:  # many types: a missing key of RoPE, a field of another type
+        reason = shortened(" ".join(f"{error!r}".split()), 300)
+        raise ModelError(f"{where}: transformers cannot read its config.json ({reason}); {_MEND}") from None
     return read
 
 
 def _check_types(fields: dict[str, Any], where: str) -> None:
-    """No text for a number: who reads config.json next may take it for something else."""
+    """Refuse text in place of a number: the next reader of config.json may interpret it differently."""
     for key, value in fields.items():
         if key in (*_SIZES, "head_dim"):
             fits = type(value) is int or (key == "head_dim" and value is None)
@@ -145,7 +142,7 @@ def _rope_scaling(rope: dict[str, Any], where: str) -> dict[str, Any] | None:
     if rope.get("partial_rotary_factor", 1.0) != 1.0:
         share = shortened(repr(rope["partial_rotary_factor"]))
         raise ModelError(
-            f"{where}: partial_rotary_factor = {share}: RoPE turns whole heads here; this model cannot be converted"
+            f"{where}: partial_rotary_factor = {share}: RoPE rotates whole heads here; this model cannot be converted"
         )
     if kind == "default":
         return None
@@ -158,23 +155,26 @@ def _rope_scaling(rope: dict[str, Any], where: str) -> dict[str, Any] | None:
     return {key: rope[key] for key in keys if key in rope}
 
 
-def config_of(shape: Architecture, dtype: torch.dtype, base: dict[str, Any] | None, tokens: dict[str, Any]) -> str:
-    """The text of a `config.json`, in the spelling that transformers 4 and 5 and vLLM all read.
+def config_of(
+    architecture: Architecture, dtype: torch.dtype, base: dict[str, Any] | None, tokens: dict[str, Any]
+) -> str:
+    """The text of a `config.json` that transformers 4, transformers 5 and vLLM all read the same way.
 
     Args:
-        base: the configuration of the model that training began from; what it says beyond the shape is kept.
-        tokens: `bos_token_id` and the like, for a model that has no base.
+        base: the configuration of the model that training started from. Its keys that do not describe the
+            architecture are kept.
+        tokens: `bos_token_id`, `eos_token_id` and `pad_token_id`, for a model without a base.
     """
-    family = family_of(shape.model_type, "model.architecture")
+    family = family_of(architecture.model_type, "model.architecture")
     config = dict(base) if base is not None else {"use_cache": True, **tokens}
-    written = shape.model_dump(mode="json", exclude={"attention_bias", "head_dim", "rope_scaling", "rope_theta"})
+    written = architecture.model_dump(mode="json", exclude={"attention_bias", "head_dim", "rope_scaling", "rope_theta"})
     config |= {"architectures": [family.class_name], "hidden_act": "silu", "attention_dropout": 0.0, **written}
-    config["head_dim"] = shape.kv_channels
-    scaling = shape.rope_scaling.model_dump(mode="json") if shape.rope_scaling is not None else None
-    config.pop("auto_map", None)  # names code that is not sent along
-    config.pop("rope_parameters", None)  # as transformers 5 spells it: 4 would ignore it, and compute without scaling
-    config |= {"rope_theta": shape.rope_theta, "rope_scaling": scaling}
-    if shape.model_type == "llama":
+    config["head_dim"] = architecture.kv_channels
+    scaling = architecture.rope_scaling.model_dump(mode="json") if architecture.rope_scaling is not None else None
+    config.pop("auto_map", None)  # it names code, which is not exported
+    config.pop("rope_parameters", None)  # the spelling of transformers 5; 4 ignores it and computes without scaling
+    config |= {"rope_theta": architecture.rope_theta, "rope_scaling": scaling}
+    if architecture.model_type == "llama":
         config |= {"attention_bias": False, "mlp_bias": False}
     config["torch_dtype"] = config["dtype"] = DTYPE_NAMES[dtype]
     return json.dumps(config, indent=2, ensure_ascii=False, sort_keys=True) + "\n"

@@ -4,20 +4,12 @@ from megatron_octo.errors import ModelError
 from megatron_octo.recipe import Architecture
 
 
-def check_expressible(shape: Architecture) -> None:
-    """Refuse what Megatron-Core would compute differently without saying so.
+def check_expressible(architecture: Architecture) -> None:
+    """Refuse what Megatron-Core would silently compute differently. A recipe has been checked; a manifest has not.
 
     Raises:
         ModelError: RoPE parameters that Megatron-Core has as constants.
     """
-    scaling = shape.rope_scaling
-    if scaling is None:
-        return
-    # RotaryEmbedding._apply_scaling of megatron-core 0.16.1 has these as defaults that GPTModel does not pass on
-    fixed = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
-    for field, expected in fixed.items():
-        if (value := getattr(scaling, field)) != expected:
-            raise ModelError(
-                f"model.architecture.rope_scaling.{field} = {value}: Megatron-Core computes with {expected} only; "
-                "a model with another value cannot be trained here"
-            )
+    scaling = architecture.rope_scaling
+    if scaling is not None and (problems := list(scaling.all_problems("model.architecture.rope_scaling"))):
+        raise ModelError("; ".join(str(problem) for problem in problems))

@@ -1,249 +1,186 @@
-"""Checks that look across sections. Each problem names the key, the value and the way out."""
+"""Checks that look across sections. What one section decides alone is in its own `problems`."""
 
-import difflib
-import math
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 
-from megatron_octo.reading.json_text import shortened
-from megatron_octo.recipe.model import Architecture
+from megatron_octo.errors import did_you_mean
+from megatron_octo.recipe.base import Problem
+from megatron_octo.recipe.model import BYTES_TOKENIZER, Architecture
 from megatron_octo.recipe.recipe import Recipe
+from megatron_octo.recipe.rl import PromptFile
 from megatron_octo.recipe.stage import BASE
 from megatron_octo.recipe.train import Parallel
 
-WEIGHT_TOLERANCE = 1e-6
 LEARNING_RATE_TOLERANCE = 1e-9
 MOST_SAMPLES = 2**31 - 1
 """Samples of a stage: Megatron's index of them takes tens of bytes for each."""
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One thing wrong with a recipe."""
-
-    key: str
-    value: object
-    why: str
-    way_out: str
-
-    def __str__(self) -> str:
-        return f"{self.key} = {shortened(repr(self.value))}: {self.why}; {self.way_out}"
+_FP8_MULTIPLE = 16
+_FP8_ROWS = 8
 
 
 def problems_of(recipe: Recipe) -> list[Problem]:
-    """Everything wrong across the sections of a recipe that is well-formed section by section."""
-    tree = list(_tree(recipe))
-    if tree:  # what follows walks the tree, which must be one
-        return tree
-    return [*_architecture(recipe), *_mixtures(recipe), *_rates(recipe), *_layouts(recipe), *_batches(recipe)]
+    """Everything that is wrong with a recipe whose fields have values of the right types."""
+    inside = list(recipe.all_problems())
+    tree = list(_tree_problems(recipe))
+    if tree:  # the checks below follow parents, which must form a tree
+        return [*inside, *tree]
+    return [
+        *inside,
+        *_sequence_problems(recipe),
+        *_mixture_problems(recipe),
+        *_parent_problems(recipe),
+        *_layout_problems(recipe),
+        *_sample_problems(recipe),
+        *_rl_problems(recipe),
+    ]
 
 
-def _closest(word: str, words: Iterable[str]) -> str:
-    words = list(words)
-    match = difflib.get_close_matches(word, words, n=1)
-    return f"did you mean {match[0]!r}?" if match else f"known: {', '.join(sorted(words))}"
-
-
-def _tree(recipe: Recipe) -> Iterator[Problem]:
+def _tree_problems(recipe: Recipe) -> Iterator[Problem]:
     for name, stage in recipe.stages.items():
-        key = f"stages.{name}.parent"
         if name == BASE:
             yield Problem(f"stages.{name}", name, f"{BASE!r} is the name of the base model", "choose another name")
             continue
-        seen = [name]
-        while (above := recipe.stages[seen[-1]].parent.stage) != BASE:
-            if above not in recipe.stages:
-                if len(seen) == 1:
-                    way_out = _closest(above, [*recipe.stages, BASE])
-                    yield Problem(key, above, "there is no such stage", way_out)
-                break
-            if above in seen:
-                if above == name:
-                    path = " -> ".join([*seen, above])
-                    yield Problem(
-                        key,
-                        stage.parent.stage,
-                        f"a stage cannot be its own ancestor ({path})",
-                        f"start one from {BASE!r}",
-                    )
-                break
-            seen.append(above)
+        key, parent = f"stages.{name}.parent", stage.parent.stage
+        if parent != BASE and parent not in recipe.stages:
+            known = [*recipe.stages, BASE]
+            way_out = did_you_mean(parent, known, f"known: {', '.join(sorted(known))}")
+            yield Problem(key, parent, "there is no such stage", way_out)
+        elif circle := _circle(recipe, name):
+            why = f"a stage cannot be its own ancestor ({' -> '.join(circle)})"
+            yield Problem(key, parent, why, f"start one from {BASE!r}")
 
 
-def shape_problems(shape: Architecture, key: str = "model.architecture") -> Iterator[Problem]:
-    """What keeps an architecture from being built, whoever describes it: a recipe or a config.json."""
-    if shape.head_dim is None and shape.hidden_size % shape.num_attention_heads:
-        yield Problem(
-            f"{key}.num_attention_heads",
-            shape.num_attention_heads,
-            f"does not divide hidden_size {shape.hidden_size}",
-            "change one of them or set head_dim",
-        )
-    if shape.num_attention_heads % shape.num_key_value_heads:
-        yield Problem(
-            f"{key}.num_key_value_heads",
-            shape.num_key_value_heads,
-            f"does not divide num_attention_heads {shape.num_attention_heads}",
-            "choose a divisor",
-        )
-    if shape.kv_channels % 2:
-        yield Problem(f"{key}.head_dim", shape.kv_channels, "RoPE needs an even head", "make it even")
+def _circle(recipe: Recipe, name: str) -> list[str] | None:
+    """The ancestors of a stage from itself to itself; None where they end elsewhere."""
+    seen = [name]
+    while (stage := recipe.stages.get(seen[-1])) is not None:
+        seen.append(stage.parent.stage)
+        if seen[-1] in seen[:-1]:
+            return seen if seen[-1] == name else None
+    return None
 
 
-def _architecture(recipe: Recipe) -> Iterator[Problem]:
-    model = recipe.model
-    shape = model.architecture
-    yield from shape_problems(shape)
-    if model.initialize == "base" and model.base is None:
-        yield Problem(
-            "model.initialize", "base", "model.base is not set", "name the base, or set model.initialize=random"
-        )
-    if recipe.train.sequence_length > shape.max_position_embeddings:
-        yield Problem(
-            "train.sequence_length",
-            recipe.train.sequence_length,
-            f"beyond model.architecture.max_position_embeddings {shape.max_position_embeddings}",
-            "shorten it",
-        )
+def _sequence_problems(recipe: Recipe) -> Iterator[Problem]:
+    length, most = recipe.train.sequence_length, recipe.model.architecture.max_position_embeddings
+    if length > most:
+        why = f"beyond model.architecture.max_position_embeddings {most}"
+        yield Problem("train.sequence_length", length, why, "shorten it")
 
 
-def _mixtures(recipe: Recipe) -> Iterator[Problem]:
+def _mixture_problems(recipe: Recipe) -> Iterator[Problem]:
+    sources = recipe.data.sources
     for name, stage in recipe.stages.items():
-        for source in stage.mixture:
-            if source not in recipe.data.sources:
-                yield Problem(
-                    f"stages.{name}.mixture.{source}",
-                    stage.mixture[source],
-                    "there is no such source under data.sources",
-                    _closest(source, recipe.data.sources),
-                )
-        total = math.fsum(stage.mixture.values())
-        if abs(total - 1.0) > WEIGHT_TOLERANCE:
-            yield Problem(
-                f"stages.{name}.mixture", stage.mixture, f"the shares sum to {total:.6g}, not 1", "make them sum to 1"
-            )
+        for source, share in stage.mixture.items():
+            if source not in sources:
+                way_out = did_you_mean(source, sources, f"known: {', '.join(sorted(sources))}")
+                why = "there is no such source under data.sources"
+                yield Problem(f"stages.{name}.mixture.{source}", share, why, way_out)
 
 
-def _rates(recipe: Recipe) -> Iterator[Problem]:
+def _parent_problems(recipe: Recipe) -> Iterator[Problem]:
+    """Marks beyond a parent's end, and learning rates that jump where a stage begins."""
     for name, stage in recipe.stages.items():
-        shape = stage.learning_rate
-        if shape.warmup >= stage.tokens:
-            yield Problem(
-                f"stages.{name}.learning_rate.warmup",
-                shape.warmup,
-                f"not shorter than the stage's {stage.tokens} tokens",
-                "shorten it",
-            )
-        mark = stage.parent.at
-        if mark is not None and stage.parent.stage != BASE and mark > recipe.stages[stage.parent.stage].tokens:
-            yield Problem(
-                f"stages.{name}.parent.at",
-                mark,
-                f"beyond the {recipe.stages[stage.parent.stage].tokens} tokens of {stage.parent.stage!r}",
-                "lower it, or leave it out to start from the parent's end",
-            )
+        if stage.parent.stage == BASE:
             continue
-        if mark is not None and stage.parent.stage == BASE:
-            yield Problem(f"stages.{name}.parent.at", mark, "the base model has no token mark", "leave it out")
+        parent, mark = recipe.stages[stage.parent.stage], stage.parent.at
+        if mark is not None and mark > parent.tokens:
+            why = f"beyond the {parent.tokens} tokens of {stage.parent.stage!r}"
+            way_out = "lower it, or leave it out to start from the parent's end"
+            yield Problem(f"stages.{name}.parent.at", mark, why, way_out)
             continue
-        above = recipe.parent_learning_rate(name)
-        first = stage.peak_learning_rate(recipe.train)
-        if above is not None and shape.warmup == 0 and abs(first - above) > LEARNING_RATE_TOLERANCE * above:
+        if stage.learning_rate.warmup or parent.learning_rate.warmup >= parent.tokens:  # the latter is reported already
+            continue
+        first, before = stage.peak_learning_rate(recipe.train), recipe.parent_learning_rate(name)
+        assert before is not None
+        if abs(first - before) > LEARNING_RATE_TOLERANCE * before:
             yield Problem(
                 f"stages.{name}.learning_rate.peak",
                 first,
-                f"the parent {stage.parent.stage!r} ends at {above:.6g}, so the rate would jump",
-                f"set it to {above:.6g}, or give the stage a warmup",
+                f"the parent {stage.parent.stage!r} ends at {before:.6g}, so the rate would jump",
+                f"set it to {before:.6g}, or give the stage a warmup",
             )
 
 
-def _layouts(recipe: Recipe) -> Iterator[Problem]:
+def _layout_problems(recipe: Recipe) -> Iterator[Problem]:
     layouts = {"parallel": recipe.parallel}
     layouts |= {f"stages.{n}.parallel": s.parallel for n, s in recipe.stages.items() if s.parallel is not None}
+    micro_batches_fit = not any(recipe.train.problems())
     for key, layout in layouts.items():
-        yield from _layout(recipe, key, layout)
+        yield from _architecture_problems(recipe.model.architecture, key, layout)
+        yield from _split_problems(recipe, key, layout)
+        yield from _precision_problems(recipe, key, layout)
+        if micro_batches_fit:
+            yield from batch_problems(recipe, key, layout, 1 if layout.data == "auto" else layout.data)
 
 
-def layout_problems(shape: Architecture, key: str, layout: Parallel) -> Iterator[Problem]:
-    """What keeps a layout from holding a model of this shape."""
+def layout_problems(architecture: Architecture, key: str, layout: Parallel) -> Iterator[Problem]:
+    """What keeps a layout from holding a model.
+
+    Args:
+        key: the layout's own key, which the problems' keys begin with.
+    """
+    yield from layout.all_problems(key)
+    yield from _architecture_problems(architecture, key, layout)
+
+
+def _architecture_problems(architecture: Architecture, key: str, layout: Parallel) -> Iterator[Problem]:
     tensor = layout.tensor
     for field in ("num_attention_heads", "intermediate_size"):
-        if getattr(shape, field) % tensor:
-            yield Problem(
-                f"{key}.tensor", tensor, f"does not divide {field} {getattr(shape, field)}", "choose a divisor"
-            )
-    groups = shape.num_key_value_heads
+        if (size := getattr(architecture, field)) % tensor:
+            yield Problem(f"{key}.tensor", tensor, f"does not divide {field} {size}", "choose a divisor")
+    groups = architecture.num_key_value_heads
     if groups % tensor and tensor % groups:
-        yield Problem(
-            f"{key}.tensor",
-            tensor,
-            f"neither divides num_key_value_heads {groups} nor is a multiple of it",
-            "choose one that does",
-        )
-    chunks = layout.pipeline * (layout.virtual_pipeline or 1)
-    if shape.num_hidden_layers % chunks:
-        yield Problem(
-            f"{key}.pipeline",
-            layout.pipeline,
-            f"pipeline x virtual_pipeline = {chunks} does not divide num_hidden_layers {shape.num_hidden_layers}",
-            "choose a divisor",
-        )
-    if layout.virtual_pipeline is not None and (layout.pipeline < 2 or layout.virtual_pipeline < 2):
-        yield Problem(
-            f"{key}.virtual_pipeline",
-            layout.virtual_pipeline,
-            f"interleaving needs pipeline and virtual_pipeline of 2 or more (pipeline is {layout.pipeline})",
-            "leave it out, or raise both",
-        )
+        why = f"neither divides num_key_value_heads {groups} nor is a multiple of it"
+        yield Problem(f"{key}.tensor", tensor, why, "choose one that does")
+    layers, chunks = architecture.num_hidden_layers, layout.pipeline * (layout.virtual_pipeline or 1)
+    if layers % chunks:
+        why = f"pipeline x virtual_pipeline = {chunks} does not divide num_hidden_layers {layers}"
+        yield Problem(f"{key}.pipeline", layout.pipeline, why, "choose a divisor")
 
 
-def _layout(recipe: Recipe, key: str, layout: Parallel) -> Iterator[Problem]:
-    train, tensor = recipe.train, layout.tensor
-    yield from layout_problems(recipe.model.architecture, key, layout)
-    if layout.sequence and tensor == 1:
-        yield Problem(f"{key}.sequence", True, "there is one tensor rank", "set it to false, or raise tensor")
-    if layout.sequence and train.sequence_length % tensor:
-        yield Problem(
-            f"{key}.tensor",
-            tensor,
-            f"does not divide train.sequence_length {train.sequence_length}",
-            "choose a divisor",
-        )
-    if layout.context > 1 and train.sequence_length % (2 * layout.context):
-        yield Problem(
-            f"{key}.context",
-            layout.context,
-            f"twice it does not divide train.sequence_length {train.sequence_length}",
-            "choose a divisor",
-        )
+def _split_problems(recipe: Recipe, key: str, layout: Parallel) -> Iterator[Problem]:
+    """A sequence that cannot be split over tensor or context ranks."""
+    length = recipe.train.sequence_length
+    if layout.sequence and length % layout.tensor:
+        why = f"does not divide train.sequence_length {length}"
+        yield Problem(f"{key}.tensor", layout.tensor, why, "choose a divisor")
+    if layout.context > 1 and length % (2 * layout.context):
+        why = f"twice it does not divide train.sequence_length {length}"
+        yield Problem(f"{key}.context", layout.context, why, "choose a divisor")
 
 
-def _batches(recipe: Recipe) -> Iterator[Problem]:
-    train = recipe.train
-    layouts = {"parallel": recipe.parallel}
-    layouts |= {f"stages.{n}.parallel": s.parallel for n, s in recipe.stages.items() if s.parallel is not None}
-    for key, layout in layouts.items():
-        data = 1 if layout.data == "auto" else layout.data
-        yield from batch_problems(recipe, key, layout, data)
-    for name in recipe.stages:
-        if (samples := recipe.steps(name) * train.global_batch_size) > MOST_SAMPLES:
-            yield Problem(
-                f"stages.{name}.tokens",
-                recipe.stages[name].tokens,
-                f"takes {samples:,} samples of {train.sequence_length} tokens; at most {MOST_SAMPLES:,} are indexed",
-                "lower it, or raise train.sequence_length",
-            )
-    if train.micro_batch_size > train.global_batch_size:
-        yield Problem(
-            "train.micro_batch_size",
-            train.micro_batch_size,
-            f"larger than train.global_batch_size {train.global_batch_size}",
-            "lower it",
-        )
+def _precision_problems(recipe: Recipe, key: str, layout: Parallel) -> Iterator[Problem]:
+    """Combinations of precision and layout that Transformer Engine has no kernel for, on any machine."""
+    train, architecture = recipe.train, recipe.model.architecture
+    if train.precision == "fp32" and layout.context > 1:
+        why = "context parallelism has no attention kernel for train.precision fp32"
+        yield Problem(f"{key}.context", layout.context, why, "set it to 1, or train.precision to bf16")
+    bf16_layers = 0 if train.fp8_recipe == "delayed" else 2  # the first and the last one
+    if train.precision != "fp8" or architecture.num_hidden_layers <= bf16_layers:
+        return
+    widths = {
+        "hidden_size": architecture.hidden_size,
+        "intermediate_size / tensor": architecture.intermediate_size / layout.tensor,
+        "num_attention_heads x head_dim / tensor": architecture.num_attention_heads
+        * architecture.kv_channels
+        / layout.tensor,
+    }
+    for name, width in widths.items():
+        if width == int(width) and width % _FP8_MULTIPLE:  # another width is a problem without FP8, too
+            why = f"fp8 needs {name} to be a multiple of {_FP8_MULTIPLE}, and it is {width:g} ({key})"
+            yield Problem("train.precision", "fp8", why, "set it to bf16, or change the layout")
+    rows = train.micro_batch_size * train.sequence_length
+    share = layout.context * (layout.tensor if layout.sequence else 1)
+    if rows % share == 0 and rows // share % _FP8_ROWS:
+        why = f"fp8 needs tokens of a micro-batch on a rank to be a multiple of {_FP8_ROWS}, and it is {rows // share}"
+        yield Problem("train.precision", "fp8", f"{why} ({key})", "set it to bf16, or raise train.micro_batch_size")
 
 
 def batch_problems(recipe: Recipe, key: str, layout: Parallel, data: int) -> Iterator[Problem]:
-    """What keeps micro-batches on `data` data-parallel ranks from making the global batch."""
+    """What keeps micro-batches on `data` data-parallel ranks from making the global batch.
+
+    Args:
+        key: the layout's own key.
+    """
     train = recipe.train
     if train.global_batch_size % (train.micro_batch_size * data):
         yield Problem(
@@ -261,3 +198,31 @@ def batch_problems(recipe: Recipe, key: str, layout: Parallel, data: int) -> Ite
             f"interleaving needs micro-batches ({micro_batches}) to be a multiple of pipeline ({layout.pipeline})",
             "change micro_batch_size or leave virtual_pipeline out",
         )
+
+
+def _sample_problems(recipe: Recipe) -> Iterator[Problem]:
+    for name, stage in recipe.stages.items():
+        if (samples := recipe.steps(name) * recipe.train.global_batch_size) > MOST_SAMPLES:
+            length = recipe.train.sequence_length
+            why = f"takes {samples:,} samples of {length} tokens; at most {MOST_SAMPLES:,} are indexed"
+            yield Problem(f"stages.{name}.tokens", stage.tokens, why, "lower it, or raise train.sequence_length")
+
+
+def _rl_problems(recipe: Recipe) -> Iterator[Problem]:
+    """Sequences that vLLM would refuse, and chats without a chat template."""
+    rl, most = recipe.rl, recipe.model.architecture.max_position_embeddings
+    if rl is None:
+        return
+    length = rl.max_prompt_tokens + rl.longest_response
+    if length > most:
+        why = (
+            f"with a response of {rl.longest_response} tokens that is {length}, beyond "
+            f"model.architecture.max_position_embeddings {most}"
+        )
+        yield Problem("rl.max_prompt_tokens", rl.max_prompt_tokens, why, "lower it, or rl.response_tokens")
+    if recipe.model.tokenizer != BYTES_TOKENIZER:
+        return
+    for name, prompts in (("prompts", rl.prompts), ("validation", rl.validation)):
+        if isinstance(prompts, PromptFile) and prompts.chat:
+            why = f"{BYTES_TOKENIZER} has no chat template"
+            yield Problem(f"rl.{name}.chat", True, why, "name a field of text and leave chat out")

@@ -1,11 +1,10 @@
 """A recipe: a model, its data, and a tree of stages."""
 
-import difflib
 from collections.abc import Sequence
 
 from pydantic import Field
 
-from megatron_octo.errors import RecipeError
+from megatron_octo.errors import RecipeError, did_you_mean
 from megatron_octo.recipe.base import Name, Section, Seed
 from megatron_octo.recipe.data import DataSection
 from megatron_octo.recipe.model import ModelSection
@@ -16,7 +15,7 @@ from megatron_octo.recipe.train import Parallel, TrainSection
 
 
 class Recipe(Section):
-    """One file that says everything about a run. Made by `load_recipe`, which also checks it."""
+    """Everything about a run, from one file. Use `load_recipe`, which also checks it."""
 
     name: Name
     description: str = ""
@@ -29,7 +28,7 @@ class Recipe(Section):
     rl: RlSection | None = None
 
     def layout(self, stage: str) -> Parallel:
-        """Parallel layout of a stage."""
+        """The parallel layout of a stage."""
         return self.stages[stage].parallel or self.parallel
 
     def steps(self, stage: str) -> int:
@@ -70,20 +69,19 @@ class Recipe(Section):
         return sorted(self.stages, key=lambda name: (len(self.ancestry(name)), list(self.stages).index(name)))
 
     def chosen(self, stages: Sequence[str]) -> list[str]:
-        """The named stages (none named: all), each after its parent.
+        """The named stages, each after its parent; all stages where none is named.
 
         Raises:
-            RecipeError: a name that no stage has.
+            RecipeError: there is no stage of that name.
         """
         for stage in stages:
             if stage not in self.stages:
-                close = difflib.get_close_matches(stage, self.stages, n=1)
-                hint = f"did you mean {close[0]!r}?" if close else f"stages: {', '.join(self.stages)}"
+                hint = did_you_mean(stage, self.stages, f"stages: {', '.join(self.stages)}")
                 raise RecipeError(f"{self.name} has no stage {stage!r}; {hint}")
         return [name for name in self.in_order() if not stages or name in stages]
 
     def lineage_tokens(self, stage: str) -> int:
-        """Tokens consumed over the whole lineage before a stage's first step (whole steps)."""
+        """Tokens that the stage's ancestors consumed before its first step, in whole steps."""
         total, name = 0, stage
         while self.stages[name].parent.stage != BASE:
             total += self.parent_step(name) * self.train.tokens_per_step

@@ -1,31 +1,20 @@
-"""RL from an exported stage: prompts, algorithm, lengths, reward, what is watched. Defaults are the paper's.
+"""RL from an exported stage: prompts, algorithm, lengths, reward, alarms. Defaults are the paper's.
 
 Sources: [A] the paper's appendix (arXiv 2506.20512), [R] its repository's evaluation scripts, [O] OpenRLHF 0.11.2's
 own default, [C] our choice where they are silent.
 """
 
-from string import Formatter
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
-from pydantic import (
-    Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 
-from megatron_octo.recipe.base import Section
+from megatron_octo.recipe.base import Problem, Section
+from megatron_octo.recipe.openrlhf import option_like, reserved_options
+from megatron_octo.recipe.templates import COMPLEX, SIMPLE, check_prompt_template
 
-SIMPLE = "Question:{prompt}\nAnswer:"
-"""The paper's simple template [A]."""
-COMPLEX = (
-    "A conversation between User and Assistant. The User asks a question, and the Assistant solves it. The Assistant "
-    "reasons step by step and puts the final answer inside \\boxed{{}}.\nUser: {prompt}\nAssistant:"
-)
-"""A conversation that asks for the answer in a box, as the paper's complex template does [A]; the wording is ours."""
+_GROUP_ALGORITHMS = ("rloo", "reinforce_baseline", "group_norm", "dr_grpo")
+_MISREAD = "OpenRLHF would take it for an option"
 
 
 class PromptFile(Section):
@@ -34,24 +23,23 @@ class PromptFile(Section):
     kind: Literal["file"]
     path: str
     prompt_key: str = "prompt"
-    """A dot steps into what is nested, as in a source's format."""
+    """A dot steps into nested rows, as in a source's format."""
     answer_key: str = "answer"
     count: PositiveInt | None = None
-    """The first so many."""
+    """Only the first this many. None: all."""
     max_bad_share: float = Field(default=0.001, ge=0.0, lt=1.0)
-    """Rows with no problem, or an answer that nothing can be compared with, are left out and named up to this share,
-    and stop the run beyond it. (MATH8K as released has two empty answers in 8,523 rows.)"""
+    """Share of rows that may have no problem, or an answer that nothing can be compared with. They are left out and
+    reported; a larger share stops the run. (MATH8K as released has two empty answers in 8,523 rows.)"""
     answer_after: str | None = Field(default=None, min_length=1)
     """The answer is what follows the last of these in its field: `####` for GSM8K."""
     chat: bool = False
-    """The problem is a chat, a list of messages, and is put into the tokenizer's chat template; `rl.template` is then
-    not used."""
+    """The problem is a chat, a list of messages. The tokenizer's chat template is used in place of `rl.template`."""
 
 
 class BuiltinPrompts(Section):
-    """Sums and differences made by reasoning-gym: none stands in the prepared text, or among the held-out problems.
+    """Sums and differences that reasoning-gym generates, none of which is in the prepared text or held out.
 
-    Where text holds nearly all of a kind, `data.practice_problems` keeps some out of it.
+    Where text contains nearly all of a kind, `data.practice_problems` keeps some out of it.
     """
 
     kind: Literal["builtin"]
@@ -59,38 +47,49 @@ class BuiltinPrompts(Section):
     min_terms: int = Field(default=3, ge=2, le=6)
     max_terms: int = Field(default=4, ge=2, le=6)
     digits: int = Field(default=1, ge=1, le=2)
-    """Of every term."""
+    """Digits of every term."""
+
+    def problems(self) -> Iterator[Problem]:
+        """Bounds in the wrong order, and more problems than there are."""
+        if self.min_terms > self.max_terms:
+            yield Problem("min_terms", self.min_terms, f"above max_terms {self.max_terms}", "lower it")
+            return
+        numbers = 10 if self.digits == 1 else 90
+        most = sum(numbers**terms * 2 ** (terms - 1) for terms in range(self.min_terms, self.max_terms + 1))
+        if self.count > most:
+            why = f"there are {most:,} such sums and differences"
+            yield Problem("count", self.count, why, "lower it, or allow more terms or digits")
 
 
 Prompts = Annotated[PromptFile | BuiltinPrompts, Field(discriminator="kind")]
 
 
 class ProblemSet(Section):
-    """Problems of a benchmark, in a file such as those of prompts."""
+    """Problems of a benchmark, in a file of any form that prompts may have."""
 
     path: str
     problem_key: str = "problem"
 
 
 class LengthLimit(Section):
-    """Most tokens of a response from a rollout step on."""
+    """The most tokens of a response, from a rollout step on."""
 
     from_step: NonNegativeInt
     tokens: PositiveInt
 
 
 class Reward(Section):
-    r"""What a response earns. Right is decided by its last `\boxed{}`, see docs/grading.md."""
+    r"""What a response earns. Its last `\boxed{}` decides whether it is right, see docs/grading.md."""
 
     right: float = 1.0
     wrong: float = 0.0
-    """-1 gives the form +1/-1."""
+    """-1 gives rewards of +1 and -1."""
     no_answer: float | None = None
-    r"""Without a `\boxed{}` that closes; None: as wrong."""
+    r"""For a response without a `\boxed{}` that closes. None: the same as wrong."""
     truncated_penalty: NonNegativeFloat = 0.0
-    """Taken off a response that was cut at its limit."""
+    """Subtracted from the reward of a response that was cut at its limit."""
     seconds: PositiveFloat = 5.0
-    """CPU time to compare one answer; beyond it the answer is wrong, and said to have timed out."""
+    """CPU time to compare one answer. Beyond it the answer counts as wrong, and as timed out."""
     processes: int = Field(default=2, gt=0, le=256)
 
 
@@ -98,53 +97,55 @@ class LengthAlarm(Section):
     """When responses blow up, as Llama's did in the paper's first figure. Means are over `window` rollout steps."""
 
     truncated_share: float = Field(default=0.5, gt=0.0, le=1.0)
-    """Alarm where more than this share is cut at the limit."""
+    """Alarm where more than this share of responses is cut at the limit."""
     growth: PositiveFloat = 4.0
-    """Alarm where responses are so many times as long as in the first `window` steps."""
+    """Alarm where responses are this many times as long as in the first `window` steps."""
     window: PositiveInt = 8
     stop: bool = False
-    """End the run at an alarm. It can go on from its last checkpoint once this is false."""
+    """End the run at an alarm. It can resume from its last checkpoint once this is false."""
 
 
 class Correction(Section):
-    """Importance sampling against the mismatch of vLLM's log-probs and the trainer's, as OpenRLHF offers it."""
+    """Importance sampling against the mismatch between vLLM's log-probs and the trainer's, as OpenRLHF offers it."""
 
     level: Literal["off", "token", "seq"] = "token"  # [C]; OpenRLHF's default is off
     mode: Literal["mask", "clip"] = "clip"
     bounds: tuple[float, float] = (0.5, 5.0)  # [O]
 
-    @model_validator(mode="after")
-    def _fits(self) -> "Correction":
+    def problems(self) -> Iterator[Problem]:
+        """A mode that the level does not have, and bounds in the wrong order."""
         if self.level == "seq" and self.mode == "clip":
-            raise ValueError("mode clip is for level token; with level seq set mode to mask")
+            yield Problem("mode", "clip", "it is for level token", "with level seq set mode to mask")
+        bounds = list(self.bounds)
         if not self.bounds[0] < self.bounds[1]:
-            raise ValueError(f"bounds {list(self.bounds)}: the first must be below the second")
-        return self
+            yield Problem("bounds", bounds, "the first must be below the second", "raise the second")
+        elif wrong := option_like(bounds):
+            yield Problem("bounds", bounds, f"{wrong[0]}: {_MISREAD}", "give another value")
 
 
 class RlSection(Section):
     """One RL run, the same for whichever stage it starts from."""
 
     algorithm: Literal["gae", "reinforce", "rloo", "reinforce_baseline", "group_norm", "dr_grpo"] = "group_norm"
-    """OpenRLHF's advantage estimators: `gae` is PPO with a critic, `group_norm` GRPO [A]."""
+    """OpenRLHF's advantage estimators: `gae` is PPO with a critic, `group_norm` is GRPO [A]."""
     prompts: Prompts
     validation: Prompts | None = None
     test_sets: dict[str, ProblemSet] = Field(default={})
-    """Benchmarks by name. How many of the prompts stand among their problems is counted before the run, printed, and
-    written to its result: a model practised on them is no longer judged by them."""
+    """Benchmarks by name. How many of the prompts are among their problems is counted before the run, printed, and
+    written to its result: a benchmark that was practised on no longer judges a model."""
     template: Literal["simple", "complex"] | str = "simple"
     """A name, or a text with {prompt} in it."""
     stop: tuple[str, ...] = ()
-    """Texts that end a response besides its end-of-text token. They stay part of it."""
+    """Texts that end a response, besides its end-of-text token. They stay part of it."""
     seed: int = Field(default=42, ge=0, le=2**31 - 1)
     episodes: PositiveInt = 1
     """Passes over the prompts."""
     prompts_per_step: PositiveInt = 128  # [A]
     samples_per_prompt: PositiveInt = 16  # [A]
     mini_batch_prompts: PositiveInt = 64  # [A] "PPO mini-batch 64"
-    """Of one optimizer step, in prompts' worth of samples, as verl counts them; OpenRLHF shuffles single samples."""
+    """Prompts of one optimizer step, each with all its samples, as verl counts. OpenRLHF shuffles single samples."""
     micro_batch_size: PositiveInt = 8
-    """Sequences a GPU at a time, forward and backward."""
+    """Sequences that a GPU takes at a time, forward and backward."""
     temperature: PositiveFloat = 1.0  # [A]
     learning_rate: PositiveFloat = 1e-6  # [A]
     learning_rate_shape: Literal[
@@ -156,7 +157,7 @@ class RlSection(Section):
         "cosine_with_restarts",
         "polynomial",
         "inverse_sqrt",
-    ] = "constant"  # [C] the paper names one rate and no shape
+    ] = "constant"  # [C] the paper gives one rate and no schedule
     warmup: NonNegativeFloat = 0.0  # [C] share of the steps
     critic_learning_rate: PositiveFloat = 9e-6  # [O]
     kl_coefficient: NonNegativeFloat = 0.0  # [A]
@@ -169,52 +170,27 @@ class RlSection(Section):
     validate_every: PositiveInt = 4  # [A]
     save_every: PositiveInt = 20
     keep: int = Field(default=3, ge=2)
-    """Checkpoints. OpenRLHF deletes one before it writes the next, so with one there would be moments with none."""
+    """Checkpoints. OpenRLHF deletes one before it writes the next, so a single one would leave moments with none."""
     fused_log_probs: bool = True
     """The actor's log-probs and entropy by our operator; false: by OpenRLHF's own code."""
     check_sync: bool = False
-    """Compare vLLM's weights with the trainer's after each sync, bit for bit; a difference ends the run. Costs a pass
-    over the weights on both sides at every step."""
+    """Compare vLLM's weights with the trainer's after each sync, bit for bit, and end the run at a difference. Costs a
+    pass over the weights on both sides at every step."""
     gpus: PositiveInt = 1
-    """For the actor; as many again for the critic."""
+    """GPUs of the actor; a critic takes as many again."""
     engines: PositiveInt = 1
-    """vLLM engines, of `engine_gpus` each."""
+    """vLLM engines, with `engine_gpus` each."""
     engine_gpus: PositiveInt = 1
     ray_address: str | None = None
-    """An existing cluster (`auto`, or host:port); None: one of its own on this machine."""
+    """An existing cluster (`auto`, or host:port). None: the run starts its own on this machine."""
     openrlhf: dict[str, bool | int | float | str | list[float] | list[str]] = Field(default={})
-    """Options of OpenRLHF that have no name here, e.g. `actor.max_norm: 0.5`."""
-
-    @model_validator(mode="after")
-    def _can_compare(self) -> "RlSection":
-        by_group = ("rloo", "reinforce_baseline", "group_norm", "dr_grpo")
-        if self.algorithm in by_group and self.samples_per_prompt == 1:
-            raise ValueError(
-                f"samples_per_prompt = 1: {self.algorithm} compares samples of one prompt; give 2 or more, or take "
-                "gae or reinforce"
-            )
-        return self
+    """Options of OpenRLHF that have no key here, e.g. `actor.max_norm: 0.5`."""
 
     @field_validator("template")
     @classmethod
     def _takes_a_prompt(cls, template: str) -> str:
-        if template in ("simple", "complex"):
-            return template
-        try:
-            parts = list(Formatter().parse(template))
-        except ValueError as error:
-            raise ValueError(
-                f"not a template ({error}); write {{prompt}} for the problem, {{{{ and }}}} for braces"
-            ) from None
-        fields = [(name, spec, conversion) for _, name, spec, conversion in parts if name is not None]
-        if wrong := [name for name, spec, conversion in fields if name != "prompt" or spec or conversion]:
-            # an attribute, an index or a width would reach into the text, or make it as long as it says
-            raise ValueError(
-                f"not a template ({{{wrong[0]}...}}): only {{prompt}} alone is filled in; write {{{{ and }}}} for "
-                "braces"
-            )
-        if not fields:
-            raise ValueError("a template without {prompt}; write it where the problem goes")
+        if template not in ("simple", "complex"):
+            check_prompt_template(template)
         return template
 
     @field_validator("response_tokens")
@@ -236,9 +212,53 @@ class RlSection(Section):
         return max(limit.tokens for limit in self.response_tokens)
 
     def response_limit(self, rollout_step: int) -> int:
-        """Most tokens of a response at a rollout step, counted from 0."""
+        """The most tokens of a response at a rollout step, counted from 0."""
         limit = self.response_tokens[0].tokens
         for later in self.response_tokens:
             if rollout_step >= later.from_step:
                 limit = later.tokens
         return limit
+
+    def problems(self) -> Iterator[Problem]:
+        """Batches that do not divide, GPUs that do not fit together, and options that are not OpenRLHF's to take."""
+        yield from self._batch_problems()
+        yield from self._gpu_problems()
+        yield from self._option_problems()
+
+    def _batch_problems(self) -> Iterator[Problem]:
+        samples, mini = self.samples_per_prompt, self.mini_batch_prompts
+        if self.algorithm in _GROUP_ALGORITHMS and samples == 1:
+            why = f"{self.algorithm} compares samples of one prompt"
+            yield Problem("samples_per_prompt", samples, why, "give 2 or more, or take gae or reinforce")
+        if self.prompts.count is not None and self.prompts.count < self.prompts_per_step:
+            why = f"there are {self.prompts.count} prompts, which is not one step"
+            yield Problem("prompts_per_step", self.prompts_per_step, why, "lower it, or give more prompts")
+        if self.prompts_per_step % mini:
+            why = f"does not divide rl.prompts_per_step = {self.prompts_per_step}"
+            yield Problem("mini_batch_prompts", mini, why, "give a divisor")
+        elif mini * samples % (self.micro_batch_size * self.gpus):
+            why = f"a mini-batch of {mini} prompts x {samples} samples cannot be made of it on {self.gpus} GPUs"
+            yield Problem("micro_batch_size", self.micro_batch_size, why, "give a divisor")
+
+    def _gpu_problems(self) -> Iterator[Problem]:
+        if self.check_sync and (self.engine_gpus > 1 or self.openrlhf.get("ds.zero_stage") == 3):
+            why = "it compares whole tensors, and with engine_gpus above 1 or ds.zero_stage 3 a process holds parts"
+            yield Problem("check_sync", True, why, "leave it out")
+        engines = self.engines * self.engine_gpus
+        if self.openrlhf.get("train.colocate_all") and self.gpus != engines:
+            why = f"rl.gpus = {self.gpus} must equal rl.engines x rl.engine_gpus, which is {engines}"
+            yield Problem("openrlhf.train.colocate_all", True, why, "change one of them")
+
+    def _option_problems(self) -> Iterator[Problem]:
+        reserved = reserved_options(
+            has_critic=self.algorithm == "gae",
+            has_reference=self.kl_coefficient > 0,
+            has_validation=self.validation is not None,
+        )
+        for name, value in self.openrlhf.items():
+            key = reserved.get(name)
+            if name in reserved:
+                way_out = f"set rl.{key}" if key is not None else "leave it out"
+                yield Problem(f"openrlhf.{name}", value, "the `rl` section sets it, or it does not work here", way_out)
+            elif isinstance(value, list) and (wrong := option_like(value)):
+                yield Problem(f"openrlhf.{name}", value, f"{wrong[0]}: {_MISREAD}", "give another value")

@@ -16,31 +16,29 @@ def learning_rate(stage: Stage, tokens: float, train: TrainSection) -> float:
 
     constant: peak. cosine: floor + (1 - floor) * (1 + cos(pi t)) / 2 with t = tokens / budget, times peak.
     linear: 1 + (floor - 1) t, times peak. A warm-up rises linearly from 0 over its tokens, and t then
-    runs over what is left.
+    runs over the rest.
 
     Source: OctoThinker, arXiv 2506.20512 (constant, then cosine to a tenth).
     """
-    shape = stage.learning_rate
-    peak = stage.peak_learning_rate(train)
-    if tokens < shape.warmup:
-        return peak * tokens / shape.warmup
-    span = stage.tokens - shape.warmup
-    t = min(max((tokens - shape.warmup) / span, 0.0), 1.0) if span > 0 else 1.0
-    if shape.shape == "constant":
+    schedule, peak = stage.learning_rate, stage.peak_learning_rate(train)
+    if tokens < schedule.warmup:
+        return peak * tokens / schedule.warmup
+    if schedule.shape == "constant":
         return peak
-    if shape.shape == "linear":
-        return peak * (1.0 + (shape.floor - 1.0) * t)
-    if t == 1.0:
-        return peak * shape.floor
-    return peak * (shape.floor + (1.0 - shape.floor) * 0.5 * (1.0 + math.cos(math.pi * t)))
+    t = min(max((tokens - schedule.warmup) / (stage.tokens - schedule.warmup), 0.0), 1.0)
+    if schedule.shape == "linear":
+        return peak * (1.0 + (schedule.floor - 1.0) * t)
+    if t == 1.0:  # exactly, which the cosine is not
+        return peak * schedule.floor
+    return peak * (schedule.floor + (1.0 - schedule.floor) * 0.5 * (1.0 + math.cos(math.pi * t)))
 
 
 def mark_of_step(stage: Stage, step: int, train: TrainSection) -> float:
     """Token mark at which update `step` (from 0) of a stage takes its learning rate.
 
-    The marks of the n updates lie evenly on [0, budget], both ends included, so that the first update has
-    the shape's first rate and the last update its floor, exactly. A mark is less than one step away from
-    the tokens really consumed.
+    The marks of the n updates lie evenly on [0, budget], both ends included: the first update has exactly the
+    schedule's first rate, and the last update exactly its floor. A mark is less than one step away from the tokens
+    consumed.
     """
     steps = steps_of(stage.tokens, train)
     return stage.tokens * step / (steps - 1) if steps > 1 else 0.0

@@ -1,15 +1,18 @@
-"""A stage: a parent, a token budget, a learning-rate shape, a mixture."""
+"""A stage: a parent, a token budget, a learning-rate schedule, a mixture."""
 
+import math
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
 
-from megatron_octo.recipe.base import Name, Section
+from megatron_octo.recipe.base import Name, Problem, Section
 from megatron_octo.recipe.tokens import Tokens, parse_tokens
 from megatron_octo.recipe.train import Parallel, TrainSection
 
 BASE = "base"
-"""The parent of a stage that starts the lineage."""
+"""The parent of a stage that starts from the recipe's base model."""
+_SHARE_TOLERANCE = 1e-6
 
 
 class Parent(Section):
@@ -17,7 +20,12 @@ class Parent(Section):
 
     stage: str
     at: Tokens | None = None
-    """Tokens into the parent. None: its end. Rounded up to a whole step of the parent."""
+    """Tokens into the parent, rounded up to a whole step of it. None: its end."""
+
+    def problems(self) -> Iterator[Problem]:
+        """The base model has no tokens to count into."""
+        if self.stage == BASE and self.at is not None:
+            yield Problem("at", self.at, "the base model has no token mark", "leave it out")
 
 
 def _read_parent(value: Any) -> Any:
@@ -28,16 +36,16 @@ def _tokens_or_zero(value: Any) -> int:
     return 0 if value in (0, "0") and not isinstance(value, bool) else parse_tokens(value)
 
 
-class LearningRateShape(Section):
-    """The learning rate of a stage, as multiples of `peak`."""
+class Schedule(Section):
+    """The learning rate of a stage, as multiples of its peak."""
 
     shape: Literal["constant", "cosine", "linear"] = "constant"
     peak: PositiveFloat | None = None
     """None: `train.learning_rate`."""
     floor: NonNegativeFloat = Field(default=0.1, le=1.0)
-    """Last rate over `peak`, for the shapes that decay."""
+    """The last rate over the peak, where the rate decays."""
     warmup: Annotated[NonNegativeInt, BeforeValidator(_tokens_or_zero)] = 0
-    """Tokens of linear warm-up from 0. The paper uses none."""
+    """Tokens over which the rate rises linearly from 0. The paper has no warm-up."""
 
 
 class Stage(Section):
@@ -45,7 +53,7 @@ class Stage(Section):
 
     parent: Annotated[Parent, BeforeValidator(_read_parent)]
     tokens: Tokens
-    learning_rate: LearningRateShape = LearningRateShape()
+    learning_rate: Schedule = Schedule()
     mixture: dict[Name, PositiveFloat] = Field(min_length=1)
     """Source name to its share of the tokens; the shares sum to 1."""
     parallel: Parallel | None = None
@@ -53,5 +61,15 @@ class Stage(Section):
     description: str = ""
 
     def peak_learning_rate(self, train: TrainSection) -> float:
-        """The highest rate of the stage: its own `peak`, or else the recipe's `train.learning_rate`."""
+        """The highest rate of the stage: its own peak, or else `train.learning_rate`."""
         return self.learning_rate.peak or train.learning_rate
+
+    def problems(self) -> Iterator[Problem]:
+        """Shares that do not sum to 1, and a warm-up that does not end within the stage."""
+        total = math.fsum(self.mixture.values())
+        if abs(total - 1.0) > _SHARE_TOLERANCE:
+            yield Problem("mixture", self.mixture, f"the shares sum to {total:.6g}, not 1", "make them sum to 1")
+        warmup = self.learning_rate.warmup
+        if warmup >= self.tokens:
+            why = f"not shorter than the stage's {self.tokens} tokens"
+            yield Problem("learning_rate.warmup", warmup, why, "shorten it")

@@ -1,10 +1,11 @@
 """How a stage is trained: batch, optimizer, layout, precision, checkpoints, guards."""
 
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from megatron_octo.recipe.base import Section
+from megatron_octo.recipe.base import Problem, Section
 
 Ranks = Annotated[int, Field(gt=0, le=1 << 16)]
 
@@ -25,34 +26,34 @@ class Checkpointing(Section):
 
     every_steps: PositiveInt = 500
     keep: PositiveInt = 2
-    """Newest checkpoints kept. The last of a stage, and those a branch starts from, are always kept."""
+    """Newest checkpoints to keep. The last one of a stage, and those that branches start from, are always kept."""
     asynchronous: bool = False
-    """Write in a process of its own while training goes on."""
+    """Write in a separate process while training goes on."""
     resharding: Literal["full", "data_parallel"] = "full"
     """What may change at a resume. `full`: tensor, pipeline and data-parallel sizes. `data_parallel`: only the
-    last, and saving is faster at many ranks. The checkpoints that branches start from are always `full`."""
+    last, and saving is faster on many ranks. The checkpoints that branches start from are always `full`."""
 
 
 class Guards(Section):
-    """What stops or flags a run."""
+    """When a loss counts as a spike, and a step as hung."""
 
     spike_deviations: PositiveFloat = 6.0
-    """A loss so many standard deviations above the mean of `spike_window` steps is logged as a spike."""
+    """A loss this many standard deviations above the mean of the last `spike_window` steps is logged as a spike."""
     spike_window: int = Field(default=128, gt=0, le=1_000_000)
     hang_factor: float = Field(default=10.0, ge=2.0, le=1e6)
-    """A step that takes so many times as long as the slowest of the recent ones has hung: the run ends, and each rank
-    shows its stack."""
+    """A step that takes this many times as long as the slowest recent one has hung: the run ends, and each rank prints
+    its stack."""
     hang_seconds: float = Field(default=120.0, ge=1.0, le=1e6)
-    """No step has hung before this. The first step, a save, a validation and a load may take ten times as long."""
+    """No step counts as hung earlier. The first step, a save, a validation and a load may take ten times as long."""
 
 
 class Validation(Section):
-    """Loss on each source's held-out documents."""
+    """The loss on each source's validation documents."""
 
     every_steps: NonNegativeInt = 0
     """0: only at the end of a stage."""
     batches: int = Field(default=4, gt=0, le=100_000)
-    """Global batches a source."""
+    """Global batches of each source."""
 
 
 class Logging(Section):
@@ -70,10 +71,10 @@ class TrainSection(Section):
     global_batch_size: int = Field(gt=0, le=1 << 24)
     """In sequences."""
     learning_rate: PositiveFloat
-    """The constant rate of the stable stage; every shape is a multiple of it."""
+    """The peak rate of every stage that has no peak of its own."""
     optimizer: Optimizer = Optimizer()
     loss: Literal["logits", "fused_linear"] = "logits"
-    """Cross-entropy over the logits; or from hidden states and the output weight, without whole logits in memory."""
+    """Cross-entropy from the logits, or from hidden states and the output weight without all logits in memory."""
     precision: Literal["fp32", "bf16", "fp8"] = "bf16"
     fp8_recipe: Literal["tensorwise", "delayed", "blockwise"] = "tensorwise"
     recompute: Literal["none", "selective", "full"] = "none"
@@ -81,7 +82,7 @@ class TrainSection(Section):
     across_documents: Literal["attend"] = "attend"
     """Documents packed into one sequence see each other, as in the paper's framework."""
     data_workers: int = Field(default=0, ge=0, le=256)
-    """Processes a rank that read samples ahead; 0 reads in the loop."""
+    """Processes of each rank that read samples ahead; with 0 the training loop reads them."""
     checkpointing: Checkpointing = Checkpointing()
     guards: Guards = Guards()
     validation: Validation = Validation()
@@ -92,9 +93,18 @@ class TrainSection(Section):
         """Tokens of one optimizer step."""
         return self.sequence_length * self.global_batch_size
 
+    def problems(self) -> Iterator[Problem]:
+        """Micro-batches that do not make a global batch under any layout."""
+        micro, whole = self.micro_batch_size, self.global_batch_size
+        if micro > whole:
+            yield Problem("micro_batch_size", micro, f"larger than train.global_batch_size {whole}", "lower it")
+        elif whole % micro:
+            why = f"does not divide train.global_batch_size {whole}"
+            yield Problem("micro_batch_size", micro, why, "choose a divisor")
+
 
 class Parallel(Section):
-    """The layout. World size = tensor * pipeline * context * data."""
+    """The parallel layout of ranks. World size = tensor * pipeline * context * data."""
 
     tensor: Ranks = 1
     pipeline: Ranks = 1
@@ -102,11 +112,20 @@ class Parallel(Section):
     """Model chunks on each pipeline rank (interleaved 1F1B). None: one, not interleaved."""
     context: Ranks = 1
     data: Ranks | Literal["auto"] = "auto"
-    """`auto`: what the machine or the SLURM job leaves; 1 on a machine with no GPU."""
+    """`auto`: as many as the machine or the SLURM job has ranks for; 1 on a machine with no GPU."""
     sequence: bool = False
-    """Sequence parallelism: norms and dropout split along the sequence within the tensor group."""
+    """Sequence parallelism: norms and dropout are split along the sequence within the tensor-parallel group."""
 
     @property
     def model_ranks(self) -> int:
         """Ranks that hold one copy of the model."""
         return self.tensor * self.pipeline * self.context
+
+    def problems(self) -> Iterator[Problem]:
+        """Sequence parallelism without tensor parallelism, and interleaving without a pipeline."""
+        if self.sequence and self.tensor == 1:
+            yield Problem("sequence", True, "there is one tensor rank", "set it to false, or raise tensor")
+        virtual = self.virtual_pipeline
+        if virtual is not None and (self.pipeline < 2 or virtual < 2):
+            why = f"interleaving needs pipeline and virtual_pipeline of 2 or more (pipeline is {self.pipeline})"
+            yield Problem("virtual_pipeline", virtual, why, "leave it out, or raise both")

@@ -1,6 +1,5 @@
 """A recipe's `rl` section as OpenRLHF 0.11.2's own options."""
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,16 +14,6 @@ AGENT = Path(__file__).with_name("agent.py")
 VALIDATION_SCORE = "eval_validation_pass1"
 """OpenRLHF's name of the validation score. It contains the prompts' `datasource`, which is `validation`."""
 
-_RESERVED = {
-    "critic.model_name_or_path", "train.async_enable", "reward.remote_url", "eval.dataset", "ckpt.disable_ds",
-    "actor.num_nodes", "critic.num_nodes", "ref.num_nodes",
-}  # fmt: skip
-"""Options that `rl.openrlhf` may not set, although `openrlhf_options` does not always set them."""
-_DEFAULTS = {"vllm.gpu_memory_utilization", "vllm.enforce_eager", "ds.attn_implementation", "actor.entropy_coef"}
-"""Options that `openrlhf_options` sets, and `rl.openrlhf` may override."""
-_NEGATIVE_NUMBER = re.compile(r"-\d+|-\d*\.\d+")
-"""What argparse takes for a negative number and not for an option."""
-
 
 def openrlhf_options(rl: RlSection, *, model: Path, folder: RlFolder, on_cpu: bool) -> dict[str, Any]:
     """OpenRLHF's options by name, without the leading dashes.
@@ -32,9 +21,10 @@ def openrlhf_options(rl: RlSection, *, model: Path, folder: RlFolder, on_cpu: bo
     Args:
         model: the folder of an exported stage.
         folder: where OpenRLHF finds the prompts, and leaves checkpoints, the last model and TensorBoard files.
+        on_cpu: whether there is no CUDA.
 
     Raises:
-        RecipeError: `rl.openrlhf` sets an option that the section has a key for.
+        RecipeError: `rl.openrlhf` sets vLLM's backend for syncs on the CPU, where there is only one.
     """
     options: dict[str, Any] = {
         "actor.model_name_or_path": str(model),
@@ -92,17 +82,14 @@ def openrlhf_options(rl: RlSection, *, model: Path, folder: RlFolder, on_cpu: bo
             "ckpt.best_metric_key": VALIDATION_SCORE,
         }
     if on_cpu:
+        if (backend := rl.openrlhf.get("vllm.sync_backend", "gloo")) != "gloo":
+            raise RecipeError(f"rl.openrlhf.vllm.sync_backend = {backend!r}: without CUDA it is gloo; leave it out")
         options |= {
             "vllm.sync_backend": "gloo",
             "vllm.enforce_eager": True,
             "vllm.gpu_memory_utilization": 0.1,  # a share of the machine's memory; the cache has a limit of its own
             "ds.attn_implementation": "sdpa",
         }
-    if taken := sorted((options.keys() | _RESERVED) & rl.openrlhf.keys() - _DEFAULTS):
-        raise RecipeError(
-            f"rl.openrlhf.{taken[0]}: is set by the `rl` section itself, or not served here; use the section's own key "
-            "(docs/rl.md)"
-        )
     return options | rl.openrlhf
 
 
@@ -116,10 +103,7 @@ def command_line(options: Mapping[str, Any]) -> list[str]:
     """Options as OpenRLHF's parser takes them: a bare flag for true, nothing for false and None.
 
     A value stands in one word with its option (`--name=-1e-05`), so that argparse does not take a negative number for
-    an option. The entries of a list cannot.
-
-    Raises:
-        RecipeError: an entry of a list looks like an option.
+    an option. The entries of a list cannot; the recipe was checked for those that look like an option.
     """
     words: list[str] = []
     for name, value in options.items():
@@ -128,28 +112,16 @@ def command_line(options: Mapping[str, Any]) -> list[str]:
         if value is True:
             words.append(f"--{name}")
         elif isinstance(value, list | tuple):
-            entries = [str(entry) for entry in value]
-            if wrong := [entry for entry in entries if entry.startswith("-") and not _NEGATIVE_NUMBER.fullmatch(entry)]:
-                raise RecipeError(f"rl.openrlhf.{name}: {wrong[0]} would be taken for an option; give another value")
-            words += [f"--{name}", *entries]
+            words += [f"--{name}", *map(str, value)]
         else:
             words.append(f"--{name}={value}")
     return words
 
 
 def gpus_needed(rl: RlSection, options: Mapping[str, Any]) -> int:
-    """GPUs that a run takes from Ray.
-
-    Raises:
-        RecipeError: `train.colocate_all` with different numbers of GPUs for the actor and the engines.
-    """
-    engines = rl.engines * rl.engine_gpus
+    """GPUs that a run takes from Ray."""
     if options.get("train.colocate_all"):
-        if rl.gpus != engines:
-            raise RecipeError(
-                f"rl.openrlhf.train.colocate_all: rl.gpus = {rl.gpus} must equal rl.engines x rl.engine_gpus, which is "
-                f"{engines}"
-            )
-        return rl.gpus
+        return rl.gpus  # the engines share them
     has_reference = rl.kl_coefficient > 0 and not options.get("train.colocate_actor_ref")
-    return (1 + ("critic.model_name_or_path" in options) + has_reference) * rl.gpus + engines
+    models = 1 + ("critic.model_name_or_path" in options) + has_reference
+    return models * rl.gpus + rl.engines * rl.engine_gpus

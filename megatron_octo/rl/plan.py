@@ -131,21 +131,6 @@ def _check_batches(rl: RlSection, prompts: list[Prompt]) -> None:
             f"rl.prompts_per_step = {rl.prompts_per_step}: there are {len(prompts)} prompts, which is not one step; "
             "lower it, or give more prompts"
         )
-    if rl.prompts_per_step % rl.mini_batch_prompts:
-        raise RecipeError(
-            f"rl.mini_batch_prompts = {rl.mini_batch_prompts}: does not divide rl.prompts_per_step = "
-            f"{rl.prompts_per_step}; give a divisor"
-        )
-    if (rl.mini_batch_prompts * rl.samples_per_prompt) % (rl.micro_batch_size * rl.gpus):
-        raise RecipeError(
-            f"rl.micro_batch_size = {rl.micro_batch_size}: a mini-batch of {rl.mini_batch_prompts} prompts x "
-            f"{rl.samples_per_prompt} samples cannot be made of it on {rl.gpus} GPUs; give a divisor"
-        )
-    if rl.check_sync and (rl.engine_gpus > 1 or rl.openrlhf.get("ds.zero_stage") == 3):
-        raise RecipeError(
-            "rl.check_sync: compares whole tensors, and with rl.engine_gpus above 1 or ds.zero_stage 3 a process holds "
-            "parts of them; leave it out there"
-        )
 
 
 def _validation_prompts(recipe: Recipe, run: RunFolder, prompts: list[Prompt], model: Path) -> list[Prompt]:

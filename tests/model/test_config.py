@@ -1,8 +1,8 @@
 import pytest
 
-from megatron_octo.errors import ModelError
+from megatron_octo.errors import ModelError, RecipeError
 from megatron_octo.model.rope import check_expressible
-from megatron_octo.recipe import load_recipe
+from megatron_octo.recipe import Architecture, load_recipe
 
 
 def test_a_vocabulary_is_padded_to_the_tensor_ranks_and_no_further():
@@ -17,9 +17,14 @@ def test_a_vocabulary_is_padded_to_the_tensor_ranks_and_no_further():
     [("low_freq_factor", 2.0), ("high_freq_factor", 8.0), ("original_max_position_embeddings", 4096)],
 )
 def test_rope_that_megatron_cannot_express_is_refused(key, value):
-    recipe = load_recipe("octothinker-1b", [f"model.architecture.rope_scaling.{key}={value}"])
+    """In a recipe when it is loaded, and in an architecture from elsewhere when the model is built."""
+    setting = f"model.architecture.rope_scaling.{key}={value}"
+    with pytest.raises(RecipeError, match=f"rope_scaling.{key} = {value}"):
+        load_recipe("octothinker-1b", [setting])
+    tree = load_recipe("octothinker-1b").model.architecture.model_dump()
+    tree["rope_scaling"][key] = value
     with pytest.raises(ModelError, match=f"rope_scaling.{key} = {value}") as error:
-        check_expressible(recipe.model.architecture)
+        check_expressible(Architecture(**tree))
     assert "cannot be trained here" in str(error.value)
 
 

@@ -75,7 +75,7 @@ def test_yaml(text: str, message: str) -> None:
 
 
 def test_yaml_that_is_right() -> None:
-    assert parse_yaml("a: &x {b: 5e-5}\nc: *x\nd: [1, ~, yes]", "here", RecipeError) == {
+    assert parse_yaml("a: &x {b: 5e-5}\nc: *x\nd: [1, ~, true]", "here", RecipeError) == {
         "a": {"b": 5e-5}, "c": {"b": 5e-5}, "d": [1, None, True],
     }  # fmt: skip
 
