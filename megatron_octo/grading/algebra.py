@@ -1,7 +1,7 @@
-"""Equal in value: expressions read by math-verify's LaTeX grammar, compared by numbers of many digits.
+"""Equality in value: expressions are read by math-verify's LaTeX grammar and compared as numbers of many digits.
 
 Nothing that a model writes is executed: the grammar only builds expressions, and sympy's `parse_expr` is not used.
-Equality is relative and never absolute: 2^{-99} is not 2^{-98}.
+Tolerances are relative, never absolute: 2^{-99} is not 2^{-98}.
 """
 
 import re
@@ -30,7 +30,7 @@ _POINTS = 4
 
 @lru_cache(maxsize=512)
 def parsed(text: str) -> Any:
-    """Normalized text as a sympy expression that is not evaluated; None where it cannot be read."""
+    """Normalized text as an unevaluated sympy expression; None if it cannot be read."""
     if not text or _UNREADABLE.search(text):
         return None
     text = _DEGREE_BESIDE.sub(_radians, _FIGURE.sub(_one_symbol, text)).replace(")^\\circ", ")\\cdot\\frac{\\pi}{180}")
@@ -49,7 +49,7 @@ def parsed(text: str) -> Any:
 
 
 def _one_symbol(points: re.Match[str]) -> str:
-    """A triangle or an angle by its points, which are no factors. The angle CBA is ABC."""
+    """A triangle or an angle as one symbol: its points are not factors. Angle CBA becomes ABC."""
     shape, name = points.groups()
     return f"T_{{{name}}}" if shape == "triangle" else f"G_{{{min(name, name[::-1])}}}"
 
@@ -57,12 +57,12 @@ def _one_symbol(points: re.Match[str]) -> str:
 def _radians(degrees: re.Match[str]) -> str:
     if not degrees[1].isdigit():
         return f"(\\frac{{{degrees[1]}\\pi}}{{180}})"
-    value = Fraction(int(degrees[1]), 180)  # in lowest terms: nobody wrote 180/180
+    value = Fraction(int(degrees[1]), 180)  # in lowest terms, so that 180 degrees do not read as an unevaluated 180/180
     return f"(\\frac{{{value.numerator}\\pi}}{{{value.denominator}}})" if value.denominator > 1 else f"({value}\\pi)"
 
 
 def equal(answer: str, gold: str) -> bool:
-    """Whether two expressions have the same value, at every point where they hold variables. May take long."""
+    """Whether two expressions have the same value; with variables, at every point. May take long."""
     found, wanted = parsed(answer), parsed(gold)
     if found is None or wanted is None:
         return False
@@ -79,7 +79,7 @@ def equal(answer: str, gold: str) -> bool:
         return bool(found == wanted)
     if found == wanted:
         return True
-    if found.free_symbols != wanted.free_symbols and not _has_symbols_alike(found, wanted):
+    if found.free_symbols != wanted.free_symbols and not _has_all_symbols(found, wanted):
         return False
     functions = found.atoms(sympy.core.function.AppliedUndef) | wanted.atoms(sympy.core.function.AppliedUndef)
     if functions or (wanted.has(sympy.Derivative, sympy.Integral, sympy.Sum) and wanted.free_symbols):
@@ -87,13 +87,13 @@ def equal(answer: str, gold: str) -> bool:
     return _same_values(found, wanted)
 
 
-def _has_symbols_alike(found: Any, wanted: Any) -> bool:
-    """A variable that cancels, as in x+5-x, is there on one side alone; one of the gold's may not be missing."""
+def _has_all_symbols(found: Any, wanted: Any) -> bool:
+    """Whether the answer has all variables of the gold. It may have more, which cancel: x+5-x."""
     return bool(wanted.free_symbols <= found.free_symbols)
 
 
 def same_equation(answer: str, gold: str) -> bool:
-    """Whether one equation is a multiple of another: `2x+4y=8` and `x+2y=4`. Each side holds one equals sign."""
+    """Whether one equation is a multiple of the other: `2x+4y=8` and `x+2y=4`. Each must have one equals sign."""
     sides = [[parsed(part) for part in text.split("=")] for text in (answer, gold)]
     if not all(len(side) == 2 and all(isinstance(part, sympy.Expr) for part in side) for side in sides):
         return False
@@ -105,11 +105,11 @@ def same_equation(answer: str, gold: str) -> bool:
 
 
 def _verified(answer: str, gold: str) -> bool:
-    """math-verify's own comparison, for what has no numeric value: undefined functions, relations, sets."""
+    """math-verify's own comparison, for expressions without a numeric value: undefined functions, relations, sets."""
     if sorted(re.findall("[A-Z]", answer)) != sorted(re.findall("[A-Z]", gold)):
-        return False  # it takes R for r
+        return False  # math-verify takes R for r
     if set(_RELATIONS.findall(answer)) != set(_RELATIONS.findall(gold)) and _RELATIONS.search(answer):
-        return False  # it takes the right side of 5=3
+        return False  # math-verify takes the right side of 5=3
     latex = [LatexExtractionConfig(boxed_match_priority=0)]
     found, wanted = (parse(f"\\boxed{{{text}}}", latex, "no_fallback", parsing_timeout=None) for text in (answer, gold))
     if re.search(r"\b(?:oo|zoo|nan)\b", f"{found}") and not re.search(r"\b(?:oo|zoo|nan)\b", f"{wanted}"):
@@ -132,14 +132,14 @@ def _same_values(found: Any, wanted: Any) -> bool:
 
 
 def _coordinate(point: int, i: int) -> Any:
-    """Values that nothing simple cancels at: of both signs, below and above 1, none a whole number."""
+    """Values at which nothing simple cancels: of both signs, below and above 1, none a whole number."""
     prime = sympy.prime(5 * point + i + 4)
     value = sympy.Rational(int(prime) * (7 if point % 2 else 1), 13 + 4 * i)
     return -value if point in (1, 2) and i % 2 == point - 1 else value
 
 
 def _same_number(found: Any, wanted: Any) -> bool | None:
-    """Whether two expressions without variables are the same number; None where either has no value."""
+    """Whether two expressions without variables are the same number; None if either has no value."""
     a, b = found.doit(), wanted.doit()
     if a.is_Rational and b.is_Rational:
         return bool(a == b)
@@ -154,7 +154,7 @@ def _same_number(found: Any, wanted: Any) -> bool | None:
 
 
 def _evaluated(expression: Any, digits: int) -> Any:
-    """A number of so many digits; a part of which no digit is certain is the zero of sin(pi) or sqrt(4)-2."""
+    """The value to a number of digits. A part of which no digit is certain is zero, as in sin(pi) or sqrt(4)-2."""
     value = expression.evalf(digits, maxn=4 * digits)
     if not value.is_number or not value.is_finite or value.has(sympy.nan):
         return None
@@ -163,12 +163,12 @@ def _evaluated(expression: Any, digits: int) -> Any:
 
 
 def letters(expression: Any) -> set[str]:
-    """The variables of an expression as it was written; `i` is none."""
+    """The variables of an expression. `i` is not one."""
     return {str(symbol) for symbol in expression.free_symbols} - {"i"}
 
 
 def rational_near(text: str) -> Fraction | None:
-    """The value of an expression without variables, to forty digits; None where it has none, or is not real."""
+    """The value of an expression without variables, to forty digits; None if it has none or is not real."""
     expression = parsed(text)
     if expression is None or not isinstance(expression, sympy.Expr) or expression.free_symbols:
         return None

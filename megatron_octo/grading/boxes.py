@@ -1,4 +1,4 @@
-r"""The answer of a response: what stands in its last box."""
+r"""The answer of a response: the content of its last box."""
 
 import re
 from collections import deque
@@ -9,15 +9,15 @@ _UNBRACED_END = re.compile(r"\$|\\\)|\\\]|\n|\\boxed|\\fbox")
 _PROSE = re.compile(r"[,;]?\s+(?:[a-zA-Z]{2,}|[aA])(?![a-zA-Z])|[.,;!?](?=\s|$)")
 _LONGEST_UNBRACED = 300
 _OPENINGS = 1000
-"""Of so many last openings one has to close; beyond them is noise, and memory."""
+"""How many openings are looked at, from the end. A response with more that do not close is noise."""
 
 
 def extract_answer(response: str) -> str | None:
-    r"""What stands in the last box of a response that closes; None without one.
+    r"""The content of the last box that closes; None if there is none.
 
-    A box is `\boxed{4}`, `\boxed {4}`, `\boxed 4`, `\fbox{4}` or `\framebox{4}`. Braces balance, and `\{` and `\}`
-    are not counted. Without braces the answer ends with the formula or the line, or where prose begins. Time is
-    linear in the response's length whatever it holds.
+    A box is `\boxed{4}`, `\boxed {4}`, `\boxed 4`, `\fbox{4}` or `\framebox{4}`. Braces must balance; `\{` and `\}` do
+    not count. Without braces, the answer ends with the formula or the line, or where prose begins. Time is linear in
+    the response's length, for any response.
     """
     end = len(response)
     for opening in reversed(deque(_OPENING.finditer(response), maxlen=_OPENINGS)):
@@ -27,7 +27,7 @@ def extract_answer(response: str) -> str | None:
                 return answer
         elif answer := _unbraced(response[start : min(end, start + _LONGEST_UNBRACED)]):
             return answer
-        end = opening.start()  # it never closes: nothing after its start closes an earlier one either
+        end = opening.start()  # it does not close, so no brace after its start closes an earlier one either
     return None
 
 
@@ -49,10 +49,10 @@ def _unbraced(text: str) -> str:
 
 
 def last_boxed(text: str) -> str | None:
-    r"""What stands in the last `\boxed{...}` of a text that closes, every brace counted; None without one.
+    r"""The content of the last `\boxed{...}` that closes, where every brace counts; None if there is none.
 
-    This is the plain form alone, by which held-out problems are scored: see `extract_answer` for all forms. Time is
-    linear in the text's length.
+    Held-out problems are scored by this plain form alone; `extract_answer` takes all forms. Time is linear in the
+    text's length.
     """
     opening = r"\boxed{"
     end = len(text)

@@ -1,34 +1,34 @@
-"""What text and plain numbers decide: right or wrong in microseconds, in any process, without sympy."""
+"""Quick comparison by text and plain numbers: microseconds, in any process, without sympy."""
 
 import math
 import re
 
 from megatron_octo.grading.notation import normalized
-from megatron_octo.grading.numbers import is_undone_division, read_number
+from megatron_octo.grading.numbers import is_unevaluated_division, read_number
 from megatron_octo.grading.units import split_unit
 from megatron_octo.grading.verdict import Decision
 
 MAX_CHARACTERS = 300
-"""Longest answer that is looked at beyond its text: MATH8K's longest is shorter by half."""
+"""Longer answers are compared as text alone. The longest one in MATH8K has half as many."""
 _LONGEST_QUESTION = 20_000
 _FORMULA = re.compile(r"(?<!\\)\$\$?(.+?)\$\$?|\\\[(.+?)\\\]|\\\((.+?)\\\)", re.DOTALL)
 _OPERATION = re.compile(r"[+*/^!|]|(?<=.)-|\\[a-zA-Z]|\(")
 
 
 def parses(gold: str) -> bool:
-    """Whether a gold answer is one that a response can be compared with."""
+    """Whether a gold answer can be compared with answers: neither empty nor longer than MAX_CHARACTERS."""
     return bool(gold.strip()) and len(gold) <= MAX_CHARACTERS
 
 
 def same_text(answer: str, gold: str) -> bool:
-    """Whether two answers are spelled alike in one notation. Empty is like none; long ones have to be identical."""
+    """Whether two answers have the same spelling in one notation. Empty ones never do; long ones must be identical."""
     if max(len(answer), len(gold)) > MAX_CHARACTERS:
         return len(answer) == len(gold) and answer == gold
     return bool(text := normalized(answer)) and text == normalized(gold)
 
 
 def decide_quickly(answer: str, gold: str) -> Decision | None:
-    """What text and plain numbers decide, in microseconds; None where it takes `decide`."""
+    """The decision by text and plain numbers, in microseconds; None if it takes `decide`."""
     if same_text(answer, gold):
         return Decision(True, "text")
     if not answer.strip() or max(len(answer), len(gold)) > MAX_CHARACTERS:
@@ -41,12 +41,12 @@ def decide_quickly(answer: str, gold: str) -> Decision | None:
         return None
     if not a.equals(b) and "," in text and "," in wanted:
         return None  # 100,200 may be a list
-    is_open = is_undone_division(text) and not is_undone_division(wanted)
-    return Decision(a.equals(b), "number", ("unevaluated",) if is_open and a.equals(b) else ())
+    is_unevaluated = is_unevaluated_division(text) and not is_unevaluated_division(wanted)
+    return Decision(a.equals(b), "number", ("unevaluated",) if is_unevaluated and a.equals(b) else ())
 
 
 def is_copied(answer: str, gold: str, question: str) -> bool:
-    """Whether an answer stands as a formula in the question, and is neither the gold's text nor a plain number."""
+    """Whether an answer is a formula of the question, and neither the gold's text nor a plain number."""
     text = normalized(answer)
     if not _OPERATION.search(text) or same_text(answer, gold) or _is_reduced(split_unit(text).value):
         return False
@@ -57,7 +57,10 @@ def is_copied(answer: str, gold: str, question: str) -> bool:
 
 
 def _is_reduced(text: str) -> bool:
-    """Whether text is a plain number that anyone may have found, as no one finds 36/54 or 3.777... in bars."""
+    """Whether text is a plain number in lowest terms, as people write results.
+
+    36/54 is not: whoever writes it has copied it. Nor is a repeating decimal.
+    """
     number = read_number(text)
     found = re.fullmatch(r"-?\\frac\{(\d+)\}\{(\d+)\}|-?(\d+)/(\d+)", text)
     if number is None or (found and math.gcd(int(found[1] or found[3]), int(found[2] or found[4])) > 1):

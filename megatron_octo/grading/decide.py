@@ -1,6 +1,6 @@
-r"""Is the answer the gold one: by text, numbers, words, structure, and value, in this order.
+r"""Whether an answer equals the gold: compared by text, numbers, words, structure and value, in this order.
 
-It may take long, and runs in a process with limits: see `pool`. What is decided in microseconds is in `compare`.
+A comparison may take long, so it runs in a process with limits (`pool`). What takes only microseconds is in `compare`.
 """
 
 import re
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from megatron_octo.grading import algebra, unevaluated
 from megatron_octo.grading.compare import decide_quickly
 from megatron_octo.grading.notation import normalized
-from megatron_octo.grading.numbers import Number, is_undone_division, read_decimal_comma, read_number
+from megatron_octo.grading.numbers import Number, is_unevaluated_division, read_decimal_comma, read_number
 from megatron_octo.grading.structure import Reading, is_bracketed, read
 from megatron_octo.grading.units import Quantity, split_unit
 from megatron_octo.grading.verdict import Decision
@@ -27,18 +27,18 @@ _HOUR = re.compile(r"0?(\d|1\d|2[0-4])")
 
 @dataclass(frozen=True)
 class _Match:
-    """Two values that are equal, and how."""
+    """Two equal values: the rule that found it, and whether the answer is unevaluated."""
 
     rule: str
-    is_open: bool = False
+    is_unevaluated: bool = False
 
 
 def decide(answer: str, gold: str) -> Decision:
-    """Whether an answer is the gold one. May take long, or raise what a parser raises.
+    """Whether an answer equals the gold. May take long, and may raise any error that a parser raises.
 
     Args:
-        answer: what stands in the box.
-        gold: LaTeX, without dollars or with.
+        answer: the text in the box.
+        gold: the gold answer in LaTeX, with or without dollar signs.
     """
     if (decision := decide_quickly(answer, gold)) is not None:
         return decision
@@ -49,11 +49,11 @@ def decide(answer: str, gold: str) -> Decision:
         match = _same(read(text, thousands=False), read(wanted, thousands=False))
     if match is None:
         return Decision(False, "value")
-    return Decision(True, match.rule, ("unevaluated",) if match.is_open else ())
+    return Decision(True, match.rule, ("unevaluated",) if match.is_unevaluated else ())
 
 
 def _number_with_comma(text: str, gold: str) -> _Match | None:
-    """`3,14` and `3.14`: a decimal comma, where the other side is one number."""
+    """`3,14` against `3.14`: a decimal comma, if the other side is one number."""
     for comma, other in ((text, gold), (gold, text)):
         left, right = split_unit(comma), split_unit(other)
         number, plain = read_decimal_comma(left.value), read_number(right.value)
@@ -85,14 +85,14 @@ def _same(answer: Reading, gold: Reading) -> _Match | None:
         return None
     group = answer if answer.kind == "group" else gold
     if answer.kind != gold.kind and (group.brackets != "()" or "\\{" in (answer.text + gold.text)):
-        return None  # a bare list is a tuple; a set is none
+        return None  # a list without brackets may be a tuple; a set may not
     if group.name and answer.name and gold.name and answer.name != gold.name:
         return None
     return _all([_same(a, b) for a, b in zip(answer.items, gold.items, strict=True)])
 
 
 def _same_named_values(answer: Reading, gold: Reading) -> _Match | None:
-    """`y=x` and `x=y`: equations that are read as the values of two names."""
+    """`y=x` against `x=y`: equations that were read as values with names."""
     if answer.kind != "value" or answer.others or gold.others:
         return None
     is_same = algebra.same_equation(f"{answer.name}={answer.text}", f"{gold.name}={gold.text}")
@@ -113,7 +113,7 @@ def _same_in_any_order(answers: tuple[Reading, ...], golds: tuple[Reading, ...])
 
 
 def _same_named(answer: Reading, gold: Reading) -> _Match | None:
-    """`x=1,y=2` against `y=2,x=1`, `(1,2)` and `1,2`."""
+    """`x=1,y=2` against `y=2,x=1`, `(1,2)` or `1,2`."""
     if answer.brackets == gold.brackets:
         return _same_in_any_order(answer.items, gold.items)
     if {answer.kind, gold.kind} == {"group"} and {answer.brackets, gold.brackets} != {"named", "()"}:
@@ -128,18 +128,18 @@ def _all(matches: list[_Match | None]) -> _Match | None:
     found = [match for match in matches if match is not None]
     if len(found) < len(matches) or not found:
         return None
-    return _Match("structure", any(match.is_open for match in found))
+    return _Match("structure", any(match.is_unevaluated for match in found))
 
 
 def _same_chain(answer: Reading, gold: Reading) -> _Match | None:
-    """`x=3+2=5`: every member of an answer's chain has to be the gold, and the last one evaluated."""
-    last = _same(_bare(answer), _bare(gold))
-    if last is None or not all(_same(read(member), _bare(gold)) for member in answer.others):
+    """`x=3+2=5`: every member of a chain must equal the gold, and the last one must be evaluated."""
+    last = _same(_without_chain(answer), _without_chain(gold))
+    if last is None or not all(_same(read(member), _without_chain(gold)) for member in answer.others):
         return None
     return last
 
 
-def _bare(reading: Reading) -> Reading:
+def _without_chain(reading: Reading) -> Reading:
     return Reading(reading.kind, reading.text, reading.items, reading.brackets, reading.name)
 
 
@@ -154,12 +154,12 @@ def _same_equation(answer: Reading, gold: Reading) -> _Match | None:
         return None
     if gold.kind == "value" and gold.name and algebra.same_equation(answer.text, f"{gold.name}={gold.text}"):
         return _Match("equation")
-    first, *_, last = answer.items  # a+b=5: what was asked for, and its value
+    first, *_, last = answer.items  # a+b=5: the expression that was asked for, and its value
     if gold.name or gold.kind != "value" or not (parsed := algebra.parsed(first.text)) or not parsed.free_symbols:
         return None
     is_multiple = read_number(re.split(r"[a-zA-Z\\]", first.text)[0] or "x") is not None
     match = _same_value(last.text, gold.text) if len(answer.items) == 2 and not is_multiple else None
-    return match and _Match("equation", match.is_open)
+    return match and _Match("equation", match.is_unevaluated)
 
 
 def _same_value(answer: str, gold: str) -> _Match | None:
@@ -185,11 +185,11 @@ def _same_value(answer: str, gold: str) -> _Match | None:
         return None
     if not algebra.equal(left.value, right.value) and not _is_rounded(a, b, left.value, right.value):
         return None
-    return _Match("value", _is_open(left.value, right.value))
+    return _Match("value", _is_unevaluated(left.value, right.value))
 
 
 def _same_clock(answer: Quantity, gold: Quantity) -> bool | None:
-    """Times of day, which are no ratios. None where neither is one."""
+    """Compare times of day, which are not ratios. None if neither side is one."""
     clocks = [_clock(side) for side in (answer, gold)]
     if not any(_TIME.fullmatch(side.value) for side in (answer, gold)):
         return None
@@ -197,7 +197,7 @@ def _same_clock(answer: Quantity, gold: Quantity) -> bool | None:
 
 
 def _clock(side: Quantity) -> tuple[str, str] | None:
-    """Hour and minute of `9:30`, and of `9` beside AM or PM."""
+    """Hour and minute of `9:30`, or of `9` with AM or PM."""
     if (time := _TIME.fullmatch(side.value)) is not None:
         return time[1], time[2]
     hour = _HOUR.fullmatch(side.value) if side.unit in ("am", "pm") else None
@@ -214,11 +214,11 @@ def _same_number(a: Number, b: Number, unit: str, gold_unit: str, text: str, gol
         values = values if not other_unit else []
     if not any(x.equals(y) for x, y in values):
         return None
-    return _Match("number", is_undone_division(text) and not is_undone_division(gold))
+    return _Match("number", is_unevaluated_division(text) and not is_unevaluated_division(gold))
 
 
 def _is_rounded(a: Number | None, b: Number | None, answer: str, gold: str) -> bool:
-    r"""A decimal of six digits and more against what it was rounded from: 3.14159 and `\pi`."""
+    r"""Whether one side is a decimal of six digits or more, rounded from the other: 3.14159 from `\pi`."""
     number, expression = (a, gold) if a is not None else (b, answer)
     if number is None or number.unit is None or (a is None) == (b is None):
         return False
@@ -226,21 +226,21 @@ def _is_rounded(a: Number | None, b: Number | None, answer: str, gold: str) -> b
     return value is not None and number.is_near(value)
 
 
-def _is_open(answer: str, gold: str) -> bool:
-    if unevaluated.is_open_text(answer, gold):
+def _is_unevaluated(answer: str, gold: str) -> bool:
+    if unevaluated.is_unevaluated_text(answer, gold):
         return True
     found, wanted = algebra.parsed(answer), algebra.parsed(gold)
     if found is None or wanted is None:
         return False
     if algebra.letters(found) - algebra.letters(wanted):
-        return True  # they cancel
-    if read_number(gold) is not None and unevaluated.collapses(found):
+        return True  # variables that cancel
+    if read_number(gold) is not None and unevaluated.combines_numbers(found):
         return True
-    return unevaluated.is_open(found) and not unevaluated.is_open(wanted)
+    return unevaluated.is_unevaluated(found) and not unevaluated.is_unevaluated(wanted)
 
 
 def _same_numeral(answer: str, gold: str) -> bool | None:
-    """Numerals with a base: digits and base have to be alike. None where neither has one."""
+    """Compare numerals with a base: digits and base must be equal. None if neither has a base."""
     numerals = [_NUMERAL.fullmatch(_BASE.sub(r"_{\1}", _IN_TEXT.sub(r"\1\2", text))) for text in (answer, gold)]
     if not any(numerals):
         return None

@@ -1,6 +1,6 @@
-r"""One notation: Unicode, dressing and loose LaTeX rewritten, so that equal spellings are equal text.
+r"""One notation: Unicode, decoration and loose LaTeX are rewritten, so that equal spellings become equal text.
 
-Every rule keeps the value. What could be another value stays: spaces between digits, degrees, units, letter case.
+Every rule keeps the value. Whatever could change the value stays: spaces between digits, degrees, units, letter case.
 """
 
 import re
@@ -53,7 +53,7 @@ def _any(names: str) -> str:
 
 
 _RULES: list[tuple[str, str]] = [
-    # what does not change the value: delimiters of formulas (\\\\[2pt] is a row's), sizes, colours, wrappers
+    # without effect on the value: delimiters of formulas (\\\\[2pt] ends a row), sizes, colours, wrappers
     (r"(?<!\\)\\[()\[\]]|(?<!\\)\$|[\"`]", ""),
     (r"^\s*\*\*(.+)\*\*\s*$", r"\1"),  # bold in Markdown
     (r"\\(?:left|right|middle)\s*\.", ""),
@@ -69,7 +69,7 @@ _RULES: list[tuple[str, str]] = [
     (r"\\text\{\s*([+-]?)\s*[iI]nfinity\s*\}", r"\1\\infty "),
     (r"\\text\{\s*([eid])\s*\}|\\text\{\s*([xCPR])\s*\}(?=[\^_]|[^a-zA-Z]*[a-zA-Z=+\-*^])", r"\1\2"),
     (r"\\text\{([^{}]*)\\text\{(\w+)\}([^{}]*)\}", r"\\text{\1\2\3}"),
-    # what datasets lost: \pir for \pi r, {or} for \text{or}
+    # losses in datasets: \pir for \pi r, {or} for \text{or}
     (
         r"\\(sin|cos|tan|sec|csc|cot|log|ln|pi|leq|geq|cdot|times)(?=[a-zA-Z])(?!h?(?![a-zA-Z])|slant|q(?![a-zA-Z]))",
         r"\\\1 ",
@@ -143,7 +143,7 @@ _SPACE = re.compile(r"(?<![\w.]) | (?![\w.])")
 
 @lru_cache(maxsize=4096)
 def normalized(text: str) -> str:
-    """A text in one notation; equal text is the same answer. Time is linear but for nested braces."""
+    """A text in one notation: equal results are equal answers. Time is linear, except for nested braces."""
     text = _plain_characters(text)
     if "\\begin" not in text:
         text = _DOUBLED.sub(r"\\", text)

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 _MAX_EXPONENT = 400
-"""Beyond it a power of ten is left to sympy, in a process with limits."""
+"""Larger powers of ten are left to sympy, in a process with limits."""
 SIGNIFICANT_DIGITS = 6
-"""A decimal of fewer digits is no rounding of 1/3 or pi."""
+"""A decimal with fewer digits does not count as 1/3 or pi, rounded."""
 
 _WHOLE = r"[1-9]\d{0,2}(?:(?:,|\{,\}| )\d{3})+|[1-9]\d{0,2}(?:\.\d{3}){2,}|\d+"
 _DECIMAL = rf"(?:{_WHOLE})?\.\d+|(?:{_WHOLE})\.?"
@@ -31,21 +31,21 @@ class Number:
 
     value: Fraction
     unit: Fraction | None = None
-    """What 1 in the last decimal place stands for; None for what is exact: integers and fractions."""
+    """The value of 1 in the last decimal place; None for integers and fractions, which are exact."""
     digits: int = 0
     """Significant digits of a decimal."""
 
     def equals(self, other: "Number") -> bool:
-        """Whether two numbers are the same: exactly, or one as a decimal of six digits and more of the other."""
+        """Whether two numbers are equal: exactly, or because one is the other as a decimal of six digits or more."""
         return self.value == other.value or self.rounds(other) or other.rounds(self)
 
     def rounds(self, other: "Number") -> bool:
-        """Whether this is a decimal cut or rounded from a longer one, or from a fraction that no decimal can be."""
+        """Whether this is a decimal, cut or rounded from a longer decimal or from a fraction with no finite one."""
         is_longer = other.unit is not None and self.unit is not None and other.unit < self.unit
         return (is_longer or not _is_finite_decimal(other.value)) and self.is_near(other.value)
 
     def is_near(self, value: Fraction) -> bool:
-        """Whether a decimal of enough digits is a value rounded to its last place, or cut there toward zero."""
+        """Whether this is a decimal of enough digits: the value rounded to its last place, or cut there toward zero."""
         if self.unit is None or self.digits < SIGNIFICANT_DIGITS:
             return False
         is_rounded = abs(self.value - value) <= self.unit / 2
@@ -53,7 +53,7 @@ class Number:
 
 
 def read_number(text: str) -> Number | None:
-    """A number in normalized text, or None. Nothing is computed but what is written: `3+4` is no number."""
+    """The number that normalized text is, or None. Nothing is computed: `3+4` is not a number."""
     if len(text) > _MAX_EXPONENT:
         return None
     if (found := _NUMBER.fullmatch(text)) is not None:
@@ -92,8 +92,8 @@ def _power_of_ten(text: str) -> Number | None:
     return Number(mantissa.value * scale, None if mantissa.unit is None else mantissa.unit * scale, mantissa.digits)
 
 
-def is_undone_division(text: str) -> bool:
-    r"""Whether text is a fraction of whole numbers that is a whole number: `\frac{6}{2}`."""
+def is_unevaluated_division(text: str) -> bool:
+    r"""Whether text is a fraction of whole numbers whose value is a whole number: `\frac{6}{2}`."""
     if (found := _DIVISION.fullmatch(text)) is None or len(text) > 300:
         return False
     above, below = int(found[1] or found[3]), int(found[2] or found[4])
@@ -101,7 +101,7 @@ def is_undone_division(text: str) -> bool:
 
 
 def read_decimal_comma(text: str) -> Number | None:
-    """`3,14` and `1.234,5` as decimals, for where one number is expected: `3,14` may be a list. `1,000` is none."""
+    """`3,14` and `1.234,5` as decimals, where one number is expected; `3,14` may be a list elsewhere. Not `1,000`."""
     found = _DECIMAL_COMMA.fullmatch(text)
     if found is None or (len(found[3]) == 3 and found[2] != "0" and not re.search(r"[. ]", found[2])):
         return None

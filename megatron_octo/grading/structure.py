@@ -1,4 +1,4 @@
-r"""How an answer is built: values, lists, tuples, intervals, sets, matrices, equations; inequalities as intervals."""
+r"""The structure of an answer: value, list, tuple, interval, set, matrix or equation. Inequalities become intervals."""
 
 import re
 from collections.abc import Iterator
@@ -43,22 +43,22 @@ class Reading:
     """An answer's structure over normalized text."""
 
     kind: Literal["value", "list", "group", "equation"]
-    """list: order is free, as in `1,2`, sets and unions. group: order counts, as in tuples, intervals, rows."""
+    """list: the order does not matter, as in `1,2`, sets and unions. group: it does, as in tuples, intervals, rows."""
     text: str
     items: tuple["Reading", ...] = ()
     brackets: str = ""
-    """Of a group: `()`, `[)`, ..., `row`, `matrix`, `determinant`, `named`."""
+    """Kind of a group: `()`, `[)`, ..., `row`, `matrix`, `determinant`, `named`."""
     name: str = ""
-    """What it is called: `x` in `x=5` and in `x>5`."""
+    """Its variable: `x` in `x=5` and in `x>5`."""
     others: tuple[str, ...] = ()
-    """Further members of a chain `x=a=b`, which have to be the same value."""
+    """Further members of a chain `x=a=b`, which must have the same value."""
 
 
 def read(text: str, thousands: bool = True) -> Reading:
     """The structure of normalized text.
 
     Args:
-        thousands: whether `1,234` is one number where it stands alone.
+        thousands: whether `1,234` by itself is one number.
     """
     text = _REALS.sub(r"(-\\infty,\\infty)", _ALL_BUT.sub(r"x\\ne \1", _OF_REALS.sub("", text)))
     if (found := _MEMBER.fullmatch(text)) is not None and not _RELATION.search(found[2]):
@@ -83,7 +83,7 @@ def read(text: str, thousands: bool = True) -> Reading:
 
 
 def split(text: str, separators: set[str]) -> list[str]:
-    """The parts of a text between separators that no bracket encloses; empty parts are left out."""
+    """The parts of a text between separators outside brackets, without empty parts."""
     parts, depth, start = [], 0, 0
     for token in _TOKEN.finditer(text):
         symbol = token.group()
@@ -139,12 +139,12 @@ def _read_single(text: str, thousands: bool) -> Reading:
 
 
 def is_bracketed(text: str) -> bool:
-    """Whether one value stands in square brackets, which are no dressing: `[5]` may be a list or rounded."""
+    """Whether a value is in square brackets. They matter: `[5]` may be a list, or rounded."""
     return "[" in (text[:1], text[-1:]) and _inside(text) is not None
 
 
 def _inside(text: str) -> tuple[str, str, str] | None:
-    """Outer brackets that belong together, and what stands between them."""
+    """A pair of outer brackets, and the text between them; None if there is none."""
     left = "\\{" if text.startswith("\\{") else text[:1]
     right = "\\}" if text.endswith("\\}") else text[-1:]
     if (left == "\\{") != (right == "\\}") or left not in ("\\{", "(", "[", "]") or right not in ("\\}", ")", "]", "["):
@@ -178,12 +178,12 @@ def _equation(text: str, members: list[str], thousands: bool) -> Reading:
 
 
 def is_name(text: str) -> bool:
-    r"""Whether text can name a value: `x`, `a_n`, `f(x)`, `\angle ABC`, `\text{Area}`, `(x,y)`."""
+    r"""Whether text can be the name of a value: `x`, `a_n`, `f(x)`, `\angle ABC`, `\text{Area}`, `(x,y)`."""
     return bool(_SIMPLE_NAME.fullmatch(text)) and not _COMMANDS.search(text) and text not in ("e", "i")
 
 
 def has_letter(text: str) -> bool:
-    """Whether a variable stands in it."""
+    """Whether text contains a variable."""
     return bool(_HAS_LETTER.search(re.sub(r"\\[a-zA-Z]+", " ", text)))
 
 
@@ -204,7 +204,7 @@ def _named_tuples(text: str) -> Reading | None:
 
 
 def _in_order(pairs: list[list[str]]) -> list[list[str]]:
-    """Coordinates by their names, as points have them; other names as they are written."""
+    """Coordinates x, y, z sorted by name; other names in the order in which they are written."""
     return sorted(pairs) if {name for name, _ in pairs} <= set("xyz") else pairs
 
 

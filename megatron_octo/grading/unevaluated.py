@@ -1,7 +1,8 @@
-r"""Expressions that nobody evaluated: `3+4-2`, `\sum_{k=1}^{10} k`, `\gcd(12,18)`, where the gold is a value.
+r"""Unevaluated expressions: `3+4-2`, `\sum_{k=1}^{10} k`, `\gcd(12,18)`, where the gold is a value.
 
-The line is in docs/grading.md. What people write as a final answer is one: `\frac{9}{2}`, `2\sqrt{2}`, `2^{10}`,
-`3\cdot 10^5`, `1+2i`, `\sin 30^\circ`. An operation on plain numbers that gives a plain number is work left to do.
+docs/grading.md has the line between the two. Whatever people write as a final answer counts as evaluated:
+`\frac{9}{2}`, `2\sqrt{2}`, `2^{10}`, `3\cdot 10^5`, `1+2i`, `\sin 30^\circ`. An operation on plain numbers that gives a
+plain number does not.
 """
 
 import math
@@ -12,7 +13,7 @@ from typing import Any
 
 import sympy  # type: ignore[import-untyped]
 
-from megatron_octo.grading.numbers import is_undone_division
+from megatron_octo.grading.numbers import is_unevaluated_division
 
 _OPERATORS = re.compile(
     r"\\(?:sum|prod|int|iint|oint|lim|gcd|lcm|binom|choose|max|min|lfloor|lceil|det|bmod|pmod|mod|log|ln|lg|arcsin|arccos"
@@ -21,32 +22,35 @@ _OPERATORS = re.compile(
 _ALIKE = {"\\lg": "\\log", "\\ln": "\\log", "\\dots": "\\cdots", "\\ldots": "\\cdots", "\\dotsb": "\\cdots"}
 _TRIGONOMETRIC = re.compile(r"\\(?:sin|cos|tan|sec|csc|cot)(?![a-zA-Z])")
 _MAX_DIGITS = 9
-"""What is longer when evaluated is left as powers by people too: 1+3^{-40}."""
+"""Numbers that would be longer are written as powers by people too: 1+3^{-40}."""
 
 
-def is_open_text(text: str, gold: str) -> bool:
-    r"""Whether text asks for work by its symbols, where the gold does not: `\gcd`, `5!`, `\log_2 8`, `\frac{6}{2}`."""
+def is_unevaluated_text(text: str, gold: str) -> bool:
+    r"""Whether text has symbols for work to do that the gold lacks: `\gcd`, `5!`, `\log_2 8`, `\frac{6}{2}`."""
     operators, known = ({_ALIKE.get(found, found) for found in _OPERATORS.findall(side)} for side in (text, gold))
     if operators - known:
         return True
     if len(_TRIGONOMETRIC.findall(text)) > 1 and not _TRIGONOMETRIC.search(gold):
         return True  # sin 30 is a value, sin 30 + cos 60 is a sum
-    return is_undone_division(text) and not is_undone_division(gold)
+    return is_unevaluated_division(text) and not is_unevaluated_division(gold)
 
 
-def is_open(expression: Any) -> bool:
-    """Whether plain numbers, or like terms, are left to combine anywhere in a sympy expression as it was written."""
+def is_unevaluated(expression: Any) -> bool:
+    """Whether plain numbers or like terms could be combined anywhere in a sympy expression, which is not simplified."""
     if expression.is_Add and _has_like_terms(expression):
         return True
-    if expression.is_Mul and _has_open_product(expression):
+    if expression.is_Mul and _has_unevaluated_product(expression):
         return True
-    if expression.is_Pow and _is_open_power(expression):
+    if expression.is_Pow and _is_unevaluated_power(expression):
         return True
-    return any(is_open(argument) for argument in expression.args)
+    return any(is_unevaluated(argument) for argument in expression.args)
 
 
-def collapses(expression: Any) -> bool:
-    r"""Whether more than powers is added or multiplied where the gold is a plain number: `\sqrt{8}\cdot\sqrt{2}`."""
+def combines_numbers(expression: Any) -> bool:
+    r"""Whether a sum or product has parts other than numbers and whole powers: `\sqrt{8}\cdot\sqrt{2}`.
+
+    It is unevaluated where the gold is a plain number.
+    """
     if not (expression.is_Add or expression.is_Mul):
         return False
     return any(not (atom.is_Rational or _is_whole_power(atom)) for atom in _parts(expression))
@@ -83,7 +87,7 @@ def _has_like_terms(total: Any) -> bool:
 
 
 def _is_product_with_sum(term: Any) -> bool:
-    """(x+1)(x+2) or sqrt(2+sqrt(3)), of which a sum of two is work left to do; a sum under a line is none."""
+    """Whether a term is like (x+1)(x+2) or sqrt(2+sqrt(3)): a sum of two of them is unevaluated. Not 1/(x+1)."""
     factors = [factor for factor in _factors(term) if not factor.is_Rational]
     with_sum = [
         f for f in factors if f.is_Add or (f.is_Pow and f.base.is_Add and f.exp.is_positive and not f.free_symbols)
@@ -92,7 +96,7 @@ def _is_product_with_sum(term: Any) -> bool:
 
 
 def _terms(total: Any) -> Iterator[Any]:
-    """The terms of a sum, and of sums that are added to it or taken from it in brackets."""
+    """The terms of a sum, and of bracketed sums that are added to it or subtracted."""
     for term in total.args:
         factors = [factor for factor in _factors(term) if abs(factor) != 1]
         if len(factors) == 1 and factors[0].is_Add:
@@ -102,7 +106,7 @@ def _terms(total: Any) -> Iterator[Any]:
 
 
 def _is_plain(term: Any) -> bool:
-    """Whether a term is a plain number, as powers of numbers and of i are. A huge power is none, and not computed."""
+    """Whether a term is a plain number; powers of numbers and of i are. A huge power is not, and is not computed."""
     if term.is_Rational:
         return True
     if term.is_Pow and term.exp.is_Integer:
@@ -122,8 +126,8 @@ def _is_scientific(product: Any) -> bool:
     return len(powers) == 1 and len(factors) <= 2 and all(f.is_Rational for f in factors if f not in powers)
 
 
-def _has_open_product(product: Any) -> bool:
-    """Two plain factors over a line or under it, a line over a line, two roots. Scientific notation is a number."""
+def _has_unevaluated_product(product: Any) -> bool:
+    """Two plain factors in a numerator or denominator, a fraction in a fraction, two roots. Not scientific notation."""
     if _is_scientific(product):
         return False
     factors = [factor for factor in _factors(product) if abs(factor) != 1]
@@ -152,8 +156,8 @@ def _factors(product: Any) -> Iterator[Any]:
         yield product
 
 
-def _is_open_power(power: Any) -> bool:
-    """A root that is a plain number, or a whole power of a sum of numbers; 2^10 is a number in powers."""
+def _is_unevaluated_power(power: Any) -> bool:
+    """A root that is a plain number, or a whole power of a sum of numbers. Not 2^10."""
     base, exponent = power.base, power.exp
     if str(base) == "i":
         return _is_plain(power)

@@ -1,4 +1,4 @@
-r"""Words and signs around a value: `5\text{ cm}`, `10 weeks`, `\$5`, `50\%`, `90^\circ`, `10\text{ AM}`."""
+r"""Units: words and signs next to a value: `5\text{ cm}`, `10 weeks`, `\$5`, `50\%`, `90^\circ`, `10\text{ AM}`."""
 
 import re
 from dataclasses import dataclass
@@ -38,19 +38,19 @@ _PLAIN_TAIL = re.compile(
 _SHORTENED = re.compile(r"\b(sq|cu)\.\s*")
 _SQUARE = re.compile(r"\b(?:square|sq\.?)\s+(\w+)|\b(\w+)\s+squared\b")
 _CUBIC = re.compile(r"\b(?:cubic|cu\.?)\s+(\w+)|\b(\w+)\s+cubed\b")
-_TRIGONOMETRIC = re.compile(r"\\(?:sin|cos|tan|sec|csc|cot)(?![a-zA-Z])")  # degrees there are no unit beside a value
+_TRIGONOMETRIC = re.compile(r"\\(?:sin|cos|tan|sec|csc|cot)(?![a-zA-Z])")  # their degrees are not a unit of the value
 _VOWEL = re.compile(r"[aeiouy]")
 
 
 @dataclass(frozen=True)
 class Quantity:
-    """A value and what stands beside it."""
+    """A value and its unit."""
 
     value: str
     unit: str = ""
 
     def scaled(self) -> "Quantity":
-        r"""`5\text{ million}` as 5000000; what is no plain number stays."""
+        r"""`5\text{ million}` as 5000000. A value that is not a plain number stays as it is."""
         words = self.unit.split()
         scales = [word for word in words if word in _POWERS]
         number = read_number(self.value) if len(scales) == 1 else None
@@ -59,7 +59,7 @@ class Quantity:
         return Quantity(f"{number.value * 10 ** _POWERS[scales[0]]}", " ".join(w for w in words if w not in scales))
 
     def agrees(self, gold: "Quantity") -> bool:
-        """Whether the words allow the same answer. A side without words agrees where the other's tell nothing."""
+        """Whether the units allow equal answers. A side without a unit agrees unless the other's changes the value."""
         if self.unit == gold.unit:
             return True
         if not self.unit:
@@ -73,7 +73,7 @@ class Quantity:
 def split_unit(text: str) -> Quantity:
     r"""The value in normalized text, and its unit in one spelling: `10 cm^{2}` gives 10 and `cm^2`.
 
-    Plain letters are a unit where they are a known one of two letters and more, or a word: `3t` and `3xyz` have none.
+    Plain letters are a unit if they are a known unit of two letters or more, or a word. `3t` and `3xyz` have no unit.
     """
     text = _SHORTENED.sub(r"\1 ", text)
     for sign, unit in (

@@ -1,4 +1,4 @@
-r"""Answers of words and names: `\text{no solution}`, `Monday`, `(B)`, `\triangle ABC`. No sign is ever left out."""
+r"""Answers that are words or names: `\text{no solution}`, `Monday`, `(B)`, `\triangle ABC`. Signs always count."""
 
 import re
 
@@ -12,17 +12,17 @@ _NAME = re.compile(
     r"\{?(?P<points>[A-Z]{2,})\}?"
 )
 _SYMMETRIC = {"angle", "overline", "overleftrightarrow"}
-"""What has one more name: angle CBA is angle ABC."""
+"""Figures with a second name: angle CBA is angle ABC."""
 _HYPHEN = re.compile(r"(?<=[a-zA-Z]{3})-(?=[a-zA-Z]{3})")
 _PLURAL = re.compile(r"(?<=[a-z]{3})(?<!s)s(?![a-z])")
 _LETTERS = re.compile(r"[a-zA-Z]+|[-']")
 
 
 def same_words(answer: str, gold: str) -> bool | None:
-    """Whether two answers of words or names in normalized text are one. None where they are no words.
+    """Whether two answers of words or names, in normalized text, are equal. None if they are not words.
 
-    Words are alike without regard to case, punctuation and the plural. Names, single letters, and what has a sign
-    are alike only as they are written.
+    Words are compared without case, punctuation and plural. Names, single letters and words with a sign must be written
+    alike.
     """
     choices = [_CHOICE.fullmatch(_TEXT.sub(r"\1", text)) for text in (answer, gold)]
     if choices[0] and choices[1]:
@@ -49,7 +49,7 @@ def same_words(answer: str, gold: str) -> bool | None:
 
 
 def _same_names(answer: str, gold: str) -> bool | None:
-    """Names of points, of two capital letters or more, which are no product. None where either is no name."""
+    """Compare names of points: two capital letters or more, which are not a product. None if either is not a name."""
     found, wanted = _NAME.fullmatch(answer), _NAME.fullmatch(gold)
     if not found or not wanted:
         return None
@@ -64,7 +64,7 @@ def _written(text: str) -> str:
 
 
 def _without_hyphens(text: str) -> str:
-    r"""Words apart, without the hyphens that join two of them inside `\text`: `\text{well-known}`."""
+    r"""Separate words, without hyphens that join two words inside `\text`: `\text{well-known}`."""
     return " ".join(_LETTERS.findall(_TEXT.sub(lambda words: f" {_HYPHEN.sub(' ', words[1])} ", text)))
 
 
