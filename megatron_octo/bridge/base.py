@@ -1,4 +1,4 @@
-"""The base model of a recipe: where its weights are, whether it is the recipe's shape, and its import into the run."""
+"""The base model of a recipe: finding it, checking its architecture, and importing it into the run folder."""
 
 from pathlib import Path
 
@@ -19,22 +19,22 @@ _REST = ("*.json", "*.jinja", "tokenizer.model", "merges.txt", "LICENSE*", "USE_
 
 
 def is_imported(run: RunFolder) -> bool:
-    """Whether the base's weights are in the run folder, whole."""
+    """Whether the run folder has the base's weights. They are complete: the folder is renamed into place."""
     return (run.base / MANIFEST).is_file()
 
 
 def check_base(recipe: Recipe, run: RunFolder) -> None:
-    """Refuse a base that cannot be imported, as far as that shows without its weights.
+    """Refuse a base that cannot be imported, as far as that can be seen without its weights.
 
     Raises:
-        ModelError: no such model, another architecture than the recipe's, companions that nobody could read, or tensors
-            that are not those it should have.
-        RuntimeSetupError: no room for it.
+        ModelError: no such model, another architecture than the recipe's, unreadable companion files, or tensors that
+            are not those of its architecture.
+        RuntimeSetupError: too little room on the disk.
     """
     name = recipe.model.base
     folder = _find(recipe.model, _REST)
-    theirs = architecture_of(read_config(folder), f"model.base = {name}")
-    if changed := recipe.model.architecture.differences(theirs):
+    architecture = architecture_of(read_config(folder), f"model.base = {name}")
+    if changed := recipe.model.architecture.differences(architecture):
         raise ModelError(
             f"model.base = {name!r} is not of model.architecture: {'; '.join(changed)} in its config.json; "
             "correct the recipe, or name the right base"
@@ -45,7 +45,7 @@ def check_base(recipe: Recipe, run: RunFolder) -> None:
 
 
 def import_base(recipe: Recipe, run: RunFolder, layout: Parallel) -> None:
-    """Import the base into the run folder, unless it is there. One process of a run calls it.
+    """Import the base into the run folder unless it is already there. One process of a run calls it.
 
     Raises:
         ModelError: as `check_base`.

@@ -1,4 +1,4 @@
-"""The model card of an export: what it is, and the whole of its lineage."""
+"""The model card of an export: the model and its complete lineage."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,18 +19,18 @@ from megatron_octo.runtime.run_folder import RunFolder
 
 @dataclass(frozen=True)
 class Lineage:
-    """Where a checkpoint comes from, as far as it says."""
+    """Where a checkpoint comes from, as far as that is recorded."""
 
     checkpoint: str
     manifest: CheckpointManifest | None
     settings: "Settings | None"
-    """What its stage was really trained with: `settings` of its lineage.json, ancestors included."""
+    """`settings` of the stage's lineage.json: what it and its ancestors were really trained with."""
     sources: "dict[str, Source | None]"
-    """Data manifests, by source, of all that the lineage was trained on; None for those that are gone."""
+    """Data manifests of all sources that the lineage was trained on; None for those that are gone."""
 
 
 class _Read(BaseModel):
-    """A part of a file of the run folder; what the card does not need is passed over."""
+    """A part of a file in the run folder. Keys that the card does not need are ignored."""
 
     model_config = ConfigDict(extra="ignore", frozen=True, protected_namespaces=())
 
@@ -47,7 +47,7 @@ class _Train(_Read):
 
 
 class Settings(_Read):
-    """What lineage.json says a checkpoint was trained with."""
+    """The settings that a checkpoint was trained with, as lineage.json records them."""
 
     seed: int
     model: _Model
@@ -64,7 +64,7 @@ class _Prepared(_Read):
 
 
 class Source(_Read):
-    """What a source's manifest says of it."""
+    """The part of a source's manifest that the card shows."""
 
     kind: str
     revision: str | None = None
@@ -74,7 +74,7 @@ class Source(_Read):
 
 
 def lineage_of(checkpoint: Path) -> Lineage:
-    """Read what stands in the checkpoint and in the run folder around it.
+    """Read the lineage from the checkpoint and from the run folder that it is in.
 
     Raises:
         CheckpointError: a manifest or lineage.json that cannot be read.
@@ -88,7 +88,7 @@ def lineage_of(checkpoint: Path) -> Lineage:
     return Lineage(checkpoint.name, manifest, settings, {name: _source(run, name) for name in names})
 
 
-_RESTORE = "restore it from a copy, or move it away for a model card that says nothing of it"
+_RESTORE = "restore it from a copy, or move it away for a model card without it"
 
 
 def _source(run: RunFolder, source: str) -> Source | None:
@@ -97,13 +97,13 @@ def _source(run: RunFolder, source: str) -> Source | None:
 
 
 def model_card(
-    shape: Architecture, dtype: torch.dtype, lineage: Lineage, is_rounded: bool, lost_by_rounding: str = ""
+    architecture: Architecture, dtype: torch.dtype, lineage: Lineage, is_rounded: bool, lost_by_rounding: str = ""
 ) -> str:
     """The text of README.md.
 
     Args:
-        is_rounded: whether some weights were stored in another dtype than they are exported in.
-        lost_by_rounding: what rounding made infinite or 0, in words.
+        is_rounded: whether some weights are stored in another dtype than they are exported in.
+        lost_by_rounding: how many weights rounding made infinite or 0, in words.
     """
     manifest, settings = lineage.manifest, lineage.settings
     name = f"{manifest.recipe}/{manifest.stage}" if manifest is not None and manifest.recipe else lineage.checkpoint
@@ -111,15 +111,15 @@ def model_card(
     if settings is not None and settings.model.initialize == "base":
         lines.append(f"base_model: {settings.model.base}")
     equal = f"equal, bit for bit, after rounding to {DTYPE_NAMES[dtype]}" if is_rounded else "equal, bit for bit"
-    what = (
-        f"A {shape.model_type} model of {shape.num_parameters():,} parameters in {DTYPE_NAMES[dtype]}, exported from a "
-        f"Megatron-Core checkpoint by megatron_octo. Every tensor was read back and found {equal}."
+    summary = (
+        f"A {architecture.model_type} model of {architecture.num_parameters():,} parameters in {DTYPE_NAMES[dtype]}, "
+        f"exported from a Megatron-Core checkpoint by megatron_octo. Every tensor was read back and found {equal}."
     )
     if lost_by_rounding:
-        what += f" By rounding, {lost_by_rounding}."
-    lines += ["---", f"# {name}", "", what, "", "## Lineage", ""]
+        summary += f" By rounding, {lost_by_rounding}."
+    lines += ["---", f"# {name}", "", summary, "", "## Lineage", ""]
     if manifest is None:
-        lines += [f"Checkpoint `{lineage.checkpoint}`, saved by another program: it does not say where it comes from."]
+        lines += [f"Checkpoint `{lineage.checkpoint}`, saved by another program. Its origin is not recorded."]
     elif settings is None:
         lines += [f"- checkpoint `{lineage.checkpoint}`: {_origin(manifest)}"]
     else:
@@ -132,7 +132,7 @@ def model_card(
             "|---|---|---|---|---|",
         ]
         lines += [_source_row(source, data) for source, data in lineage.sources.items()]
-        lines += ["", "The licences of the data and of the base bind what is made from them."]
+        lines += ["", "The licences of the data and of the base apply to this model."]
     if manifest is not None:
         versions = ", ".join(f"{package} {version}" for package, version in manifest.versions.items())
         lines += ["", f"Saved with {versions}."]
@@ -142,26 +142,26 @@ def model_card(
 def _stages(settings: Settings, manifest: CheckpointManifest) -> list[str]:
     model, train, stages = settings.model, settings.train, settings.stages
     start = f"`{model.base}`" if model.initialize == "base" else "random weights"
-    lines = [f"Recipe `{manifest.recipe}`, seed {settings.seed}. Begins from {start}.", ""]
+    lines = [f"Recipe `{manifest.recipe}`, seed {settings.seed}. Starts from {start}.", ""]
     lines += ["| stage | parent | tokens | learning rate | mixture |", "|---|---|---|---|---|"]
     per_step = train.sequence_length * train.global_batch_size
     for (name, stage), child in zip(stages.items(), [*list(stages.values())[1:], None], strict=True):
         mark = child.parent.at if child is not None else None
         budget = mark if mark is not None else stage.tokens
         tokens = -(-budget // per_step) * per_step if child is not None else manifest.stage_tokens
-        shape = stage.learning_rate
-        peak = shape.peak or train.learning_rate
-        rate = f"{peak:g}" if shape.shape == "constant" else f"{peak:g} to {peak * shape.floor:g}, {shape.shape}"
+        schedule = stage.learning_rate
+        peak = schedule.peak or train.learning_rate
+        decay = f" to {peak * schedule.floor:g}, {schedule.shape}" if schedule.shape != "constant" else ""
         mixture = ", ".join(f"{source} {weight:g}" for source, weight in stage.mixture.items())
-        parent = stage.parent.stage if stage.parent.stage != BASE else "the beginning"
-        lines.append(f"| {name} | {parent} | {format_tokens(tokens)} | {rate} | {mixture} |")
+        parent = stage.parent.stage if stage.parent.stage != BASE else "the start"
+        lines.append(f"| {name} | {parent} | {format_tokens(tokens)} | {peak:g}{decay} | {mixture} |")
     lines += ["", f"{manifest.lineage_tokens:,} tokens in all, at step {manifest.step} of `{manifest.stage}`."]
     return lines
 
 
 def _source_row(source: str, data: Source | None) -> str:
     if data is None:
-        return f"| {source} | not in the run folder any more | | | |"
+        return f"| {source} | no longer in the run folder | | | |"
     origin = data.origin
     paths = origin.get("paths") if isinstance(origin.get("paths"), list) else []
     shown = origin.get("dataset") or origin.get("corpus") or ", ".join(Path(str(path)).name for path in paths or [])

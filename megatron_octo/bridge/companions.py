@@ -1,4 +1,4 @@
-"""Everything beside the weights: configuration, tokenizer, generation settings, licence."""
+"""A model's files other than weights, its companions: configuration, tokenizer, generation settings, licence."""
 
 import json
 import shutil
@@ -15,7 +15,7 @@ from megatron_octo.runtime.links import check_inside
 from megatron_octo.runtime.run_folder import RunFolder
 
 FOLDER = "hf"
-"""Where an imported checkpoint keeps its base's companions."""
+"""The folder of an imported checkpoint that holds its base's companions."""
 GENERATION = "generation_config.json"
 _TOKENIZER = (
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json",
@@ -26,10 +26,10 @@ _BASE = (CONFIG, GENERATION, *_TOKENIZER, "LICENSE", "LICENSE.txt", "USE_POLICY.
 
 @dataclass(frozen=True)
 class Companions:
-    """Where a checkpoint's companions lie."""
+    """Where a checkpoint's companions are."""
 
     base: Path | None
-    """Files of the model that training began from."""
+    """Files of the model that training started from."""
     tokenizer: Path | None
 
     @property
@@ -38,7 +38,7 @@ class Companions:
         return read_config(self.base) if self.base is not None and (self.base / CONFIG).is_file() else None
 
     def special_tokens(self) -> dict[str, Any]:
-        """`bos_token_id`, `eos_token_id`, `pad_token_id` as the tokenizer has them; null for those it has not.
+        """`bos_token_id`, `eos_token_id` and `pad_token_id` of the tokenizer; None for those it does not have.
 
         Raises:
             ModelError: transformers cannot read the tokenizer.
@@ -52,46 +52,49 @@ class Companions:
             tokenizer = AutoTokenizer.from_pretrained(str(self.tokenizer), trust_remote_code=False)
         except (KeyboardInterrupt, SystemExit):
             raise
-        except BaseException as error:  # it raises many kinds, and a panic of its Rust code is no Exception at all
-            said = shortened(" ".join(f"{error!r}".split()))
+        except BaseException as error:  # many types; and a panic of its Rust code does not derive from Exception
+            reason = shortened(" ".join(f"{error!r}".split()))
             raise ModelError(
-                f"{self.tokenizer}: transformers cannot read the tokenizer ({said}); mend it, or give another with "
+                f"{self.tokenizer}: transformers cannot read the tokenizer ({reason}); repair it, or give another with "
                 "--tokenizer"
             ) from None
         return {key: getattr(tokenizer, key) for key in ids}
 
     def check(self, vocab_size: int) -> None:
-        """Refuse what could not be sent along with a model of so many rows.
+        """Refuse companions that cannot be exported with a model.
+
+        Args:
+            vocab_size: rows of the model's embedding.
 
         Raises:
-            ModelError: a tokenizer that does not fit, is damaged or needs code, or a link that leads out of its folder.
+            ModelError: a tokenizer that does not fit, is damaged or needs code; or a link out of its folder.
         """
         for folder, names in ((self.base, _BASE), (self.tokenizer, _TOKENIZER)):
             for name in names if folder is not None else ():
                 assert folder is not None
                 check_inside(folder, folder / name, ModelError)
-        if (sent := self.tokenizer or self.base) is not None:
-            check_tokenizer(sent, vocab_size)
+        if (exported := self.tokenizer or self.base) is not None:
+            check_tokenizer(exported, vocab_size)
 
 
 def check_companions(source: Path) -> None:
-    """Refuse companions of a Hugging Face model that nobody could read.
+    """Refuse unreadable companions of a Hugging Face model.
 
     Raises:
-        ModelError: one that ends in .json is no JSON object, or is a link that leads out of its folder.
+        ModelError: a .json file is no JSON object, or is a link that points outside its folder.
     """
     for name in _BASE:
         path = source / name
         if name.endswith(".json") and path.is_file():
             check_inside(source, path, ModelError)
-            read_object_leniently(path, "a file beside the weights", ModelError)
+            read_object_leniently(path, "a companion of the weights", ModelError)
 
 
 def copy_base(source: Path, folder: Path) -> None:
     """Copy a Hugging Face model's companions into a new folder.
 
     Raises:
-        ModelError: as `check_companions`; or another is a link that leads out of its folder.
+        ModelError: see `check_companions`; or any file is a link that points outside its folder.
     """
     check_companions(source)
     folder.mkdir()
@@ -99,14 +102,14 @@ def copy_base(source: Path, folder: Path) -> None:
 
 
 def find_companions(checkpoint: Path, tokenizer: Path | None, config: Path | None = None) -> Companions:
-    """The companions of a checkpoint: kept in it by an import, or in the run folder that it stands in.
+    """The companions of a checkpoint: in the checkpoint if it was imported, else in its run folder.
 
     Args:
-        tokenizer: a folder whose tokenizer is taken instead.
-        config: a Hugging Face folder to take them from where the checkpoint has none.
+        tokenizer: a folder whose tokenizer is used instead.
+        config: a Hugging Face folder to take them from if the checkpoint has none.
 
     Raises:
-        ModelError: that folder has no tokenizer.
+        ModelError: the folder given as `tokenizer` has none.
     """
     if tokenizer is not None and not any(
         (tokenizer / name).is_file() for name in ("tokenizer.json", "tokenizer.model")
@@ -123,7 +126,7 @@ def find_companions(checkpoint: Path, tokenizer: Path | None, config: Path | Non
 
 
 def run_of(checkpoint: Path) -> RunFolder | None:
-    """The run folder that a stage's checkpoint stands in (`<run>/stages/<stage>/checkpoints/step-...`)."""
+    """The run folder of a checkpoint at `<run>/stages/<stage>/checkpoints/step-...`; None for one that is elsewhere."""
     parents = checkpoint.absolute().parents
     if len(parents) > 3 and parents[2].name == "stages" and (parents[3] / "recipe.yaml").is_file():
         return RunFolder(parents[3])
@@ -131,11 +134,11 @@ def run_of(checkpoint: Path) -> RunFolder | None:
 
 
 def write_companions(companions: Companions, folder: Path) -> None:
-    """Put licence, tokenizer and generation settings beside exported weights."""
+    """Add licence, tokenizer and generation settings to the folder of exported weights."""
     if companions.base is not None:
         _copy(companions.base, folder, tuple(name for name in _BASE if name != CONFIG))
     if companions.tokenizer is not None and companions.tokenizer != companions.base:
-        for name in _TOKENIZER:  # none of another tokenizer may stay
+        for name in _TOKENIZER:  # no file of the base's tokenizer may remain
             (folder / name).unlink(missing_ok=True)
         _copy(companions.tokenizer, folder, _TOKENIZER)
     if not (folder / GENERATION).is_file():

@@ -21,7 +21,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """The configuration of a Hugging Face folder.
 
     Raises:
-        ModelError: there is none, it is not a JSON object within the reader's limits, or it is a link out of the folder.
+        ModelError: there is none, it is not a JSON object within the reader's limits, or a link out of the folder.
     """
     path = folder / CONFIG
     if not path.is_file():

@@ -1,4 +1,4 @@
-"""A Megatron distributed checkpoint of any layout to a Hugging Face folder, read directly, tensor by tensor."""
+"""Export: a Megatron distributed checkpoint of any layout to a Hugging Face folder, tensor by tensor."""
 
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -39,26 +39,29 @@ def export_checkpoint(
     allow_rounding_to_zero: bool = False,
     on_bytes: OnBytes | None = None,
 ) -> TensorReport:
-    """Write a checkpoint as a folder that transformers and vLLM load with no code of ours, and check every tensor.
+    """Write a checkpoint as a folder that transformers and vLLM load without our code, and check every tensor.
 
-    The folder appears under its name only after all its tensors were read back and found equal, bit for bit.
+    The folder gets its final name only after all its tensors were read back and found equal, bit for bit.
 
     Args:
-        source: a `step-...` folder, an imported checkpoint, or with `config` any torch_dist checkpoint of the family.
+        source: a `step-...` folder, an imported checkpoint, or with `config` any torch_dist checkpoint of a known
+            family.
         target: a new folder.
-        tokenizer: a folder whose tokenizer goes with the model (default: that of the run, or of the imported base).
-        dtype: round the weights to it (default: each as it is stored).
+        config: a Hugging Face folder whose `config.json` gives the architecture; see `open_megatron_folder`.
+        tokenizer: a folder whose tokenizer is exported with the model (default: that of the run, or of the imported
+            base).
+        dtype: round the weights to it (default: keep the dtype that each is stored in).
         shard_bytes: largest safetensors file.
-        allow_rounding_to_inf: round also where finite weights become infinite.
-        allow_rounding_to_zero: round also where weights other than 0 become 0.
-        replace: put the export in the place of what stands there, once it is whole.
-        on_bytes: hears of the bytes written, and of the same bytes again as they are compared.
+        allow_rounding_to_inf: accept that rounding makes finite weights infinite.
+        allow_rounding_to_zero: accept that rounding makes weights other than 0 zero.
+        replace: replace what the target holds, once the export is complete.
+        on_bytes: called with the bytes written, and again with the same bytes as they are compared.
 
     Raises:
         CheckpointError: a checkpoint that is damaged or of another architecture, weights that rounding would make
             infinite or 0, or an export that differs from the checkpoint.
-        ModelError: a dtype or a shard size that cannot be, or a tokenizer that does not fit the model.
-        RuntimeSetupError: the target holds something, another process makes it, or the disk is too small.
+        ModelError: an impossible dtype or shard size, or a tokenizer that does not fit the model.
+        RuntimeSetupError: the target holds something, another process is making it, or the disk is too small.
     """
     if shard_bytes < 1 or (dtype is not None and dtype not in DTYPE_NAMES):
         raise ModelError(
@@ -66,26 +69,26 @@ def export_checkpoint(
         )
     checkpoint = open_megatron_folder(source, config)
     companions = find_companions(source, tokenizer, config)
-    companions.check(checkpoint.shape.vocab_size)
+    companions.check(checkpoint.architecture.vocab_size)
     lineage, rounding = lineage_of(source), Rounding(dtype)
     planned = _plan(checkpoint, dtype)
     check_target(target, sum(tensor.bytes for tensor in planned), may_replace=replace)
     with temporary_folder_for(target) as work, ThreadPoolExecutor(3) as background:
         output = work / "output"
         output.mkdir()
-        # a flipped bit would be exported, and compared with itself; hashing goes on beside the conversion
-        whole = background.submit(verify_checkpoint, source) if checkpoint.digest is not None else None
+        # a flipped bit would be exported and then compared with itself, so the checkpoint is hashed meanwhile
+        verified = background.submit(verify_checkpoint, source) if checkpoint.digest is not None else None
         try:
             _write_weights(checkpoint, planned, output, rounding, shard_bytes, on_bytes)
         finally:
-            if whole is not None:
-                whole.result()  # its error says more than what a damaged file made of the conversion
+            if verified is not None:
+                verified.result()  # its error says more than the one that a damaged file causes in the conversion
         rounding.check(str(target), allow_rounding_to_inf, allow_rounding_to_zero)
         write_companions(companions, output)
         tokens = companions.special_tokens() if companions.config is None else {}
-        text = config_of(checkpoint.shape, dtype or checkpoint.dtype, companions.config, tokens)
+        text = config_of(checkpoint.architecture, dtype or checkpoint.dtype, companions.config, tokens)
         (output / CONFIG).write_text(text, encoding="utf-8")
-        # the disk works, and the files are hashed, while tensors are compared
+        # flush and hash the files while tensors are compared
         flushed = [background.submit(sync, file) for file in output.iterdir()]
         recorded = background.submit(record_files, output)
         report = dataclasses.replace(
@@ -96,11 +99,11 @@ def export_checkpoint(
         if report.different:
             raise CheckpointError(
                 f"{target}: not written: {len(report.different)} tensors read back differ from {source}: "
-                f"{', '.join(report.different[:4])}; the disk or its file system is at fault: try another"
+                f"{', '.join(report.different[:4])}; the disk or its file system is failing: try another"
             )
         files = [file.model_dump() for file in recorded.result()]
         exported_in = open_hf_folder(output).dtype
-        card = model_card(checkpoint.shape, exported_in, lineage, report.rounded > 0, rounding.text())
+        card = model_card(checkpoint.architecture, exported_in, lineage, report.rounded > 0, rounding.text())
         (output / "README.md").write_text(card, encoding="utf-8")
         record = {
             "checkpoint": source.name,
@@ -135,22 +138,22 @@ def _write_weights(
 
 
 def _plan(checkpoint: MegatronFolder, dtype: torch.dtype | None) -> list[Planned]:
-    sizes = sizes_of(checkpoint.shape)
+    sizes = sizes_of(checkpoint.architecture)
     return [
         Planned(name, shape, dtype or checkpoint.reader.dtype(rule.key))
-        for rule, layer in in_order(checkpoint.rules, checkpoint.shape.num_hidden_layers)
+        for rule, layer in in_order(checkpoint.rules, checkpoint.architecture.num_hidden_layers)
         for name, shape in zip(rule.names(layer), rule.part_shapes(sizes), strict=True)
     ]
 
 
 def _tensors(checkpoint: MegatronFolder, rounding: Rounding) -> Iterator[tuple[str, torch.Tensor]]:
-    shape = checkpoint.shape
-    for rule, layer in in_order(checkpoint.rules, shape.num_hidden_layers):
-        # the vocabulary's padding is the only thing that is left behind
-        rows = rule.shape(sizes_of(shape))[0]
+    architecture = checkpoint.architecture
+    for rule, layer in in_order(checkpoint.rules, architecture.num_hidden_layers):
+        # everything but the vocabulary's padding
+        rows = rule.shape(sizes_of(architecture))[0]
         whole = checkpoint.reader.read(rule.key, layer, rows)
         names, narrow = rule.names(layer), rounding.rounded(whole)
-        parts = rule.join.separate(narrow, shape)
+        parts = rule.join.separate(narrow, architecture)
         if narrow.dtype != whole.dtype:
-            rounding.look(names, rule.join.separate(whole, shape), parts)
+            rounding.count(names, rule.join.separate(whole, architecture), parts)
         yield from zip(names, parts, strict=True)

@@ -1,4 +1,4 @@
-"""An export that is there: is it still what was written? Compared with its recorded hashes before it is used."""
+"""Existing exports: comparing one with its recorded hashes before it is used."""
 
 from pathlib import Path
 
@@ -11,12 +11,12 @@ from megatron_octo.runtime.progress import byte_progress
 from megatron_octo.runtime.recorded_files import RecordedFile, find_damage, find_unrecorded, locate
 
 RECORD = "octo_export.json"
-"""What an export says of itself: the checkpoint it is of, and its files' hashes."""
+"""The record inside an export: its checkpoint, and the hashes of its files."""
 _CARD = "README.md"
 _LOADED = {
     ".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".json", ".jinja", ".model", ".py",
 }  # fmt: skip
-"""Endings of files that transformers, vLLM or PEFT would load from a model's folder."""
+"""Suffixes of files that transformers, vLLM or PEFT would load from a model's folder."""
 
 
 class ExportRecord(BaseModel):
@@ -26,17 +26,17 @@ class ExportRecord(BaseModel):
 
     checkpoint: str
     checkpoint_manifest_sha256: str | None
-    """None for a checkpoint that another program saved."""
+    """None: another program saved the checkpoint."""
     files: list[RecordedFile] = Field(min_length=1)
 
 
 def is_export(folder: Path) -> bool:
-    """Whether a folder is an export of ours, whole or not."""
+    """Whether a folder is an export of ours, complete or not."""
     return (folder / RECORD).is_file()
 
 
 def exported_digest(folder: Path) -> str | None:
-    """SHA-256 of the manifest of the checkpoint that a folder was exported from; None where there is no export.
+    """SHA-256 of the manifest of the checkpoint that a folder was exported from; None if there is no export.
 
     Raises:
         CheckpointError: an octo_export.json that is empty or damaged.
@@ -45,19 +45,19 @@ def exported_digest(folder: Path) -> str | None:
 
 
 def checked_export(folder: Path, way_out: str) -> str | None:
-    """As `exported_digest`, once every file of the export is found to be what was written.
+    """As `exported_digest`, after comparing every file of the export with its record.
 
-    Hashes are taken on all cores: seconds for a model of a billion parameters.
+    Hashing uses all cores and takes seconds for a model of a billion parameters.
 
     Args:
-        way_out: what makes the export again, for the message.
+        way_out: how to make the export again, for the message.
 
     Raises:
-        CheckpointError: no export, a record that is damaged, or files that are missing, altered, or have come since and
-            would be loaded; each by name.
+        CheckpointError: no export, a damaged record, or files that are missing, altered, or were added since and would
+            be loaded; each by name.
     """
     if not is_export(folder):
-        raise CheckpointError(f"{folder}: no {RECORD}, so it is no export; {way_out}")
+        raise CheckpointError(f"{folder}: no {RECORD}, so it is not an export; {way_out}")
     record = _record(folder)
     files = locate(folder, record.files)
     for path in files:
@@ -75,12 +75,12 @@ def checked_export(folder: Path, way_out: str) -> str | None:
 def _record(folder: Path) -> ExportRecord:
     check_inside(folder, folder / RECORD, CheckpointError)
     try:
-        return read_record(folder / RECORD, ExportRecord, CheckpointError, "it says nothing of the export")
+        return read_record(folder / RECORD, ExportRecord, CheckpointError, "not a record of an export")
     except CheckpointError as damaged:
         raise CheckpointError(f"{damaged}; export it again with `octo export`") from None
 
 
 def _surplus(folder: Path, record: ExportRecord) -> list[str]:
-    """Files that are not of the export, and that a library would load all the same."""
+    """Files that are not part of the export, and that a library would load nevertheless."""
     unrecorded = find_unrecorded(folder, record.files, {RECORD, _CARD})
     return [name for name in unrecorded if Path(name).suffix.lower() in _LOADED]

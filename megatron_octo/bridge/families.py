@@ -1,4 +1,4 @@
-"""The weight maps: one table a family. A new family is a new table (and a reader of its configuration)."""
+"""The weight maps, one table for each family. A new family is a new table here, and its keys in `config.py`."""
 
 from megatron_octo.bridge.weight_map import GATE_ABOVE_UP, QUERY_KEY_VALUE, Family, Part, Rule
 from megatron_octo.errors import ModelError
@@ -15,7 +15,7 @@ _LLAMA = (
         (Part("model.embed_tokens.weight", ("vocabulary", "hidden")),),
         split=0,
     ),
-    # Megatron names a norm by the product that follows it: Transformer Engine computes both at once
+    # Megatron names a norm after the linear layer that follows it: Transformer Engine fuses the two
     Rule(
         _OURS + "self_attention.linear_qkv.layer_norm_weight",
         (Part(_LAYER + "input_layernorm.weight", ("hidden",)),),
@@ -68,7 +68,7 @@ _QKV_BIAS = Rule(
 )
 
 FAMILIES = {
-    # old Llama 2 conversions store RoPE's frequencies, which follow from the configuration
+    # old Llama 2 conversions also store RoPE's frequencies, which follow from the configuration
     "llama": Family("llama", "LlamaForCausalLM", _LLAMA, _OUTPUT, ignored=("rotary_emb.inv_freq",)),
     "qwen2": Family("qwen2", "Qwen2ForCausalLM", (*_LLAMA, _QKV_BIAS), _OUTPUT),
 }
@@ -78,7 +78,7 @@ def family_of(model_type: str, where: str) -> Family:
     """The family of a Hugging Face `model_type`.
 
     Raises:
-        ModelError: one that has no table.
+        ModelError: there is no weight map for it.
     """
     if model_type not in FAMILIES:
         raise ModelError(

@@ -1,4 +1,4 @@
-"""A Hugging Face folder: which tensors it has, and one of them at a time."""
+"""A Hugging Face folder: its tensors, read one at a time."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,14 +19,14 @@ from megatron_octo.runtime.links import check_inside
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 _MOST_HEADER_BYTES = 32 << 20
-"""A tensor takes about 120 bytes; the library reads up to 100 MB."""
+"""A tensor takes about 120 bytes. The library itself accepts up to 100 MB."""
 _LONGEST_NAME = 200
 _DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
 @dataclass(frozen=True)
 class Stored:
-    """Where a tensor lies."""
+    """A stored tensor and its file."""
 
     file: Path
     shape: tuple[int, ...]
@@ -40,11 +40,11 @@ class Stored:
 
 @dataclass(frozen=True)
 class HfFolder:
-    """A model as Hugging Face stores it, whose tensors are those its configuration asks for."""
+    """A model as Hugging Face stores it, whose tensors are those of its configuration."""
 
     path: Path
     config: dict[str, Any]
-    shape: Architecture
+    architecture: Architecture
     family: Family
     tensors: dict[str, Stored]
 
@@ -69,8 +69,8 @@ class HfFolder:
     def tensor(self, name: str) -> torch.Tensor:
         """Read one tensor.
 
-        The file is opened for it alone: a mapping that stays open keeps every page that was ever read, so that a walk
-        over all tensors would come to hold the whole model.
+        The file is opened for this tensor alone. A mapping that stays open keeps every page that was read, so a loop
+        over all tensors would end with the whole model in memory.
         """
         with safe_open(self.tensors[name].file, framework="pt") as file:
             tensor: torch.Tensor = file.get_tensor(name)
@@ -78,54 +78,54 @@ class HfFolder:
 
 
 def open_hf_folder(path: Path) -> HfFolder:
-    """Read what a folder says it has, and compare that with what its configuration asks for. No weight is read.
+    """Compare the tensors that a folder has with those of its configuration. No weight is read.
 
     Raises:
-        ModelError: no model, an architecture that is not known, RoPE that cannot be expressed, or tensors that are
-            missing, surplus, or of another shape or dtype, all of them by name.
+        ModelError: no model, an unknown architecture, RoPE that Megatron-Core cannot compute, or tensors that are
+            missing, surplus, or of another shape or dtype, by name.
     """
     config = read_config(path)
-    shape = architecture_of(config, str(path))
-    family = family_of(shape.model_type, str(path))
+    architecture = architecture_of(config, str(path))
+    family = family_of(architecture.model_type, str(path))
     found = {name: at for name, at in _stored(path) if not name.endswith(family.ignored or ("\0",))}
-    folder = HfFolder(path, config, shape, family, found)
+    folder = HfFolder(path, config, architecture, family, found)
     tied_copy = _tied_copy(folder)
     if tied_copy is not None:
         del found[tied_copy]
     if problems := sorted(_problems(folder)):
         shown = problems[:12] + ([f"and {len(problems) - 12} more"] if len(problems) > 12 else [])
         raise ModelError(
-            f"{path}: the weights are not those that its configuration asks for:\n  "
+            f"{path}: the weights are not those of its configuration:\n  "
             + "\n  ".join(shown)
-            + "\ncopy the folder again, or mend config.json"
+            + "\ncopy the folder again, or correct config.json"
         )
     return folder
 
 
 def _tied_copy(folder: HfFolder) -> str | None:
-    """The name of an output weight that is stored although it is the embedding.
+    """The name of a stored output weight that only repeats the embedding; None if there is none.
 
     Raises:
-        ModelError: it is another tensor, so the model is not tied.
+        ModelError: it differs from the embedding, so the model is not tied.
     """
     (output,), (embedding,) = folder.family.output.names(None), folder.family.rules[0].names(None)
-    if not folder.shape.tie_word_embeddings or not {output, embedding} <= folder.tensors.keys():
+    if not folder.architecture.tie_word_embeddings or not {output, embedding} <= folder.tensors.keys():
         return None
     if folder.tensors[output].shape != folder.tensors[embedding].shape or not torch.equal(
         folder.tensor(output), folder.tensor(embedding)
     ):
         raise ModelError(
-            f"{folder.path}: tie_word_embeddings is true, and {output} is another tensor than {embedding}; "
-            "set tie_word_embeddings to false in config.json, or take the output weight out"
+            f"{folder.path}: tie_word_embeddings is true, but {output} differs from {embedding}; "
+            "set tie_word_embeddings to false in config.json, or remove the output weight"
         )
     return output
 
 
 def _problems(folder: HfFolder) -> Iterator[str]:
-    sizes = sizes_of(folder.shape)
+    sizes = sizes_of(folder.architecture)
     expected: dict[str, tuple[int, ...]] = {}
-    for rule in folder.family.rules_of(folder.shape):
-        for layer in range(folder.shape.num_hidden_layers) if rule.in_layers else [None]:
+    for rule in folder.family.rules_of(folder.architecture):
+        for layer in range(folder.architecture.num_hidden_layers) if rule.in_layers else [None]:
             expected |= dict(zip(rule.names(layer), rule.part_shapes(sizes), strict=True))
     for name in expected.keys() - folder.tensors.keys():
         yield f"{name}: missing, of shape {list(expected[name])}"
@@ -142,15 +142,15 @@ def _shown(shape: tuple[int, ...]) -> str:
 
 
 def _mixed_dtypes(folder: HfFolder) -> Iterator[str]:
-    """Megatron stacks a tensor over the layers under one dtype: a layer in another would be rounded without a word."""
-    for rule in folder.family.rules_of(folder.shape):
-        layers = range(folder.shape.num_hidden_layers) if rule.in_layers else [None]
+    """Megatron stores a tensor of all layers under one dtype: a layer with another dtype would be rounded silently."""
+    for rule in folder.family.rules_of(folder.architecture):
+        layers = range(folder.architecture.num_hidden_layers) if rule.in_layers else [None]
         names = [name for layer in layers for name in rule.names(layer) if name in folder.tensors]
         dtypes = [folder.tensors[name].dtype for name in names]
         usual = max(set(dtypes), key=dtypes.count, default=None)
         for name, dtype in zip(names, dtypes, strict=True):
             if dtype != usual:
-                yield f"{name}: {dtype}, where its like in other layers or parts are {usual}; cast the model to one"
+                yield f"{name}: {dtype}, but {usual} in other layers or parts; cast the model to one dtype"
 
 
 def _stored(path: Path) -> Iterator[tuple[str, Stored]]:
@@ -181,8 +181,8 @@ def _shards(path: Path) -> list[str]:
     for tensor, name in weight_map.items():
         if not isinstance(name, str) or name in ("", ".", "..") or Path(name).name != name or len(name) > _LONGEST_NAME:
             raise ModelError(
-                f"{path / INDEX}: {shortened(tensor)} is said to be in {shortened(repr(name))}, which is no name of a "
-                "file beside it; copy it again"
+                f"{path / INDEX}: {shortened(tensor)} is listed in {shortened(repr(name))}, which is not the name of a "
+                "file in the same folder; copy it again"
             )
     return sorted(set(weight_map.values()))
 
@@ -193,7 +193,7 @@ def _header(file: Path) -> Iterator[tuple[str, Stored]]:
             length = int.from_bytes(raw.read(8), "little")
         if length > _MOST_HEADER_BYTES:
             raise ModelError(
-                f"{file}: its header is said to have {length:,} bytes, and at most {_MOST_HEADER_BYTES:,} are read; "
+                f"{file}: its header claims {length:,} bytes, and at most {_MOST_HEADER_BYTES:,} are read; "
                 "copy it again"
             )
         with safe_open(file, framework="pt") as opened:

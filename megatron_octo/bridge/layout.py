@@ -1,4 +1,4 @@
-"""Which rank of a layout holds which part of which tensor."""
+"""The part of each tensor that a rank of a layout holds."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from megatron_octo.recipe.check import layout_problems
 
 @dataclass(frozen=True)
 class Cut:
-    """One contiguous part of a rule's tensor in one layer, along the dimension that tensor parallelism cuts."""
+    """One contiguous part of a rule's tensor in one layer, along the dimension that tensor parallelism splits."""
 
     start: int
     length: int
@@ -20,8 +20,8 @@ class Cut:
 def pipeline_rank_of(rule: Rule, layer: int | None, layers: int, layout: Parallel) -> int:
     """The pipeline rank that stores a tensor.
 
-    Layers are dealt out in equal runs over pipeline x virtual stages; virtual stage v of rank p is run
-    v * pipeline + p. The embedding is on the first rank; the last norm and the output weight are on the last.
+    Layers are split into pipeline x virtual stages equal runs; virtual stage v of rank p is run v * pipeline + p. The
+    embedding is on the first rank, the final norm and the output weight are on the last.
     """
     if layer is not None:
         run = layer // (layers // (layout.pipeline * (layout.virtual_pipeline or 1)))
@@ -30,10 +30,10 @@ def pipeline_rank_of(rule: Rule, layer: int | None, layers: int, layout: Paralle
 
 
 def cuts(rule: Rule, sizes: Sizes, tensor_rank: int, tensor: int) -> Iterator[Cut]:
-    """The parts of a rule's tensor on one tensor rank; none where another rank stores the only copy.
+    """The parts of a rule's tensor on one tensor rank; none if another rank stores the only copy.
 
-    Each band (the gate's rows, the up projection's) is cut by itself. Rows that do not divide are dealt out in runs
-    of the rounded-up size, so the last rank has fewer: Megatron pads those when it loads.
+    Each band (the gate's rows, the up projection's rows) is split separately. If the rows do not divide evenly, every
+    rank but the last takes the rounded-up number, and Megatron pads the last rank's part when it loads.
     """
     if rule.split is None:
         if tensor_rank == 0:
@@ -47,11 +47,11 @@ def cuts(rule: Rule, sizes: Sizes, tensor_rank: int, tensor: int) -> Iterator[Cu
             yield Cut(number * band + start, end - start)
 
 
-def check_layout(shape: Architecture, layout: Parallel) -> None:
-    """Refuse a layout that Megatron-Core could not build.
+def check_layout(architecture: Architecture, layout: Parallel) -> None:
+    """Refuse a layout that Megatron-Core cannot build.
 
     Raises:
         ModelError: with the numbers that do not divide.
     """
-    if problems := list(layout_problems(shape, "parallel", layout)):
+    if problems := list(layout_problems(architecture, "parallel", layout)):
         raise ModelError("; ".join(str(problem) for problem in problems))

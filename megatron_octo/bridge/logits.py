@@ -1,4 +1,4 @@
-"""The proof by logits: both models compute the same in fp32. Run as a process of its own: `python -m` this module."""
+"""The proof by logits: both models compute the same in fp32. Runs as its own process, `python -m` this module."""
 
 import argparse
 import json
@@ -15,51 +15,51 @@ import torch.nn.functional as F
 from megatron_octo.errors import CheckpointError, OctoError
 
 TOLERANCE = 1e-4
-"""Largest difference of two logits, in fp32. They differ by the order in which sums are taken."""
+"""Largest difference of two logits in fp32. They differ because the two models sum in different orders."""
 PROMPTS = (
     "Question:What is 12+7-5?\nAnswer:",
     "Let f be a function such that f(x + y) = f(x) + f(y) for all real x and y. Show that f(0) = 0.",
     "User:Write a limerick about the number seven.\nAssistant:",
 )
 _RANDOM_LENGTHS = (96, 96, 1024)
-"""Prompts of random tokens. They reach rows of the vocabulary that no text does, and far positions, where RoPE's
-slow frequencies show."""
+"""Lengths of prompts of random tokens. They reach rows of the vocabulary that no text does, and late positions, where
+an error in RoPE's low frequencies shows."""
 
 
 @dataclass(frozen=True)
 class LogitsReport:
-    """How far two models' logits lie apart."""
+    """How far apart the logits of two models are."""
 
     tokens: int
     largest_difference: float
     """Over all tokens and the whole vocabulary."""
     top1_agreement: float
-    """Share of tokens whose likeliest next token is the same."""
+    """Share of tokens for which both models have the same most likely next token."""
     largest_kl: float
-    """KL divergence of a token's two distributions, in nats: the largest."""
+    """The largest KL divergence of the two distributions at one token, in nats."""
     is_finite: bool
-    """Whether every logit of both is a finite number: what is NaN on both sides proves nothing."""
+    """Whether every logit of both models is finite. NaN on both sides would prove nothing."""
 
     @property
     def is_equal(self) -> bool:
-        """Within the tolerance, at every token."""
+        """Whether the logits agree within the tolerance, at every token."""
         return self.is_finite and self.largest_difference <= TOLERANCE and self.top1_agreement == 1.0
 
 
 def compare_logits(hf: Path, megatron: Path) -> LogitsReport:
-    """Run both models on fixed prompts in a process of its own, which the CPU runtime may change for good.
+    """Run both models on fixed prompts, in a separate process, since the CPU runtime cannot be undone in this one.
 
     Raises:
-        CheckpointError: one of them cannot be run; with what it said.
+        CheckpointError: one of them cannot be run; with its error output.
     """
     command = [sys.executable, "-m", "megatron_octo.bridge.logits", str(hf), str(megatron)]
-    # on a GPU, products in fp32, and not in TF32 as Transformer Engine would take them
+    # on a GPU, Transformer Engine would use TF32 for fp32 products
     environment = os.environ | {"NVIDIA_TF32_OVERRIDE": "0"}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    if done.returncode:
-        said = "\n".join(done.stderr.strip().splitlines()[-12:])
-        raise CheckpointError(f"{megatron} and {hf}: the logits could not be computed:\n{said}")
-    return LogitsReport(**json.loads(done.stdout.splitlines()[-1]))
+    finished = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    if finished.returncode:
+        output = "\n".join(finished.stderr.strip().splitlines()[-12:])
+        raise CheckpointError(f"{megatron} and {hf}: the logits could not be computed:\n{output}")
+    return LogitsReport(**json.loads(finished.stdout.splitlines()[-1]))
 
 
 def _compare(hf: Path, megatron: Path) -> LogitsReport:
@@ -76,9 +76,9 @@ def _compare(hf: Path, megatron: Path) -> LogitsReport:
     from megatron_octo.runtime.groups import start_process_groups, stop_process_groups
     from megatron_octo.runtime.rank import Rank
 
-    # what the checkpoint itself says, where it does: a configuration that lost something must show as a difference
+    # take the architecture from the checkpoint if it has one, so that an error in config.json shows as a difference
     folder = open_hf_folder(hf)
-    shape = open_megatron_folder(megatron, None if (megatron / MANIFEST).is_file() else hf).shape
+    architecture = open_megatron_folder(megatron, None if (megatron / MANIFEST).is_file() else hf).architecture
     device = setup_device(announce=False)
     train = TrainSection(
         sequence_length=max(_RANDOM_LENGTHS),
@@ -88,20 +88,20 @@ def _compare(hf: Path, megatron: Path) -> LogitsReport:
         precision="fp32",
     )
     start_process_groups(Rank(0, 0, 1), Parallel(), device, seed=0)
-    ours = build_model(shape, train, Parallel(), device)[0].eval()
+    ours = build_model(architecture, train, Parallel(), device)[0].eval()
     load_weights(megatron, [ours])
-    for parameter in ours.parameters():  # an export may have been rounded, and is to be compared with what it says
+    for parameter in ours.parameters():  # an export may be rounded, so round ours the same way
         parameter.data.copy_(parameter.to(folder.dtype).float())
     theirs: Any = AutoModelForCausalLM.from_pretrained(
         hf, dtype=torch.float32, attn_implementation="eager", trust_remote_code=False, use_safetensors=True
     )
     theirs.to(device).eval()
     count, agreed, largest, largest_kl, is_finite = 0, 0, 0.0, 0.0, True
-    for prompt in _prompts(hf, shape.vocab_size):
-        tokens_1S = prompt[: shape.max_position_embeddings].unsqueeze(0).to(device)
+    for prompt in _prompts(hf, architecture.vocab_size):
+        tokens_1S = prompt[: architecture.max_position_embeddings].unsqueeze(0).to(device)
         positions_1S = torch.arange(tokens_1S.size(1), device=device).unsqueeze(0)
         with torch.no_grad():
-            ours_SV = ours(tokens_1S, positions_1S, None)[0, :, : shape.vocab_size].float()
+            ours_SV = ours(tokens_1S, positions_1S, None)[0, :, : architecture.vocab_size].float()
             theirs_SV = theirs(tokens_1S).logits[0].float()
         is_finite &= bool(ours_SV.isfinite().all() and theirs_SV.isfinite().all())
         largest = max(largest, float((ours_SV - theirs_SV).abs().max()))

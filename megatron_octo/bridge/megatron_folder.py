@@ -1,4 +1,4 @@
-"""A Megatron checkpoint folder: what model it is of, and whether its tensors are those it should have."""
+"""A Megatron checkpoint folder: the model it holds, and whether its tensors are those of that model."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,18 +21,18 @@ _MOST_TENSOR_RANKS = 64
 
 @dataclass(frozen=True)
 class MegatronFolder:
-    """A checkpoint whose tensors are those its architecture asks for."""
+    """A checkpoint whose tensors are those of its architecture."""
 
     path: Path
-    shape: Architecture
+    architecture: Architecture
     reader: TorchDistReader
     digest: str | None
-    """SHA-256 of its manifest; None for one that another program saved."""
+    """SHA-256 of its manifest. None: another program saved it."""
 
     @property
     def rules(self) -> tuple[Rule, ...]:
-        """The table it is read by."""
-        return family_of(self.shape.model_type, str(self.path)).rules_of(self.shape)
+        """The weight map of its tensors."""
+        return family_of(self.architecture.model_type, str(self.path)).rules_of(self.architecture)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -41,34 +41,34 @@ class MegatronFolder:
 
 
 def open_megatron_folder(folder: Path, config: Path | None = None) -> MegatronFolder:
-    """Compare what a checkpoint has with what its architecture asks for. No tensor is read.
+    """Compare the tensors that a checkpoint has with those of its architecture. No tensor is read.
 
     Args:
-        config: a Hugging Face folder whose `config.json` says the shape of a checkpoint that has no manifest of ours
-            (one that Megatron-LM saved). Where there is one, both must say the same.
+        config: a Hugging Face folder whose `config.json` gives the architecture of a checkpoint without a manifest of
+            ours, such as one that Megatron-LM saved. If there is a manifest, both must agree.
 
     Raises:
         CheckpointError: no checkpoint, a damaged one, or tensors that are missing, surplus or of another shape.
     """
-    digest, shape = None, None
+    digest, architecture = None, None
     if (folder / MANIFEST).is_file():
         manifest = read_checkpoint_manifest(folder)
         check_sizes(folder, manifest)
         where, digest = f"{folder / MANIFEST}: architecture", sha256_of(folder / MANIFEST)
-        shape = validated(manifest.architecture, Architecture, where, CheckpointError, "use another checkpoint")
+        architecture = validated(manifest.architecture, Architecture, where, CheckpointError, "use another checkpoint")
     reader = TorchDistReader(folder)
-    told = architecture_of(read_config(config), str(config)) if config is not None else None
-    if shape is not None and told is not None and (changed := shape.differences(told)):
+    configured = architecture_of(read_config(config), str(config)) if config is not None else None
+    if architecture is not None and configured is not None and (changed := architecture.differences(configured)):
         raise CheckpointError(
             f"{folder} and {config} are of different architectures ({'; '.join(changed)}); give a pair of one model"
         )
-    shape = shape or told
-    if shape is None:
+    architecture = architecture or configured
+    if architecture is None:
         raise CheckpointError(
-            f"{folder}: no {MANIFEST}, so it does not say what model it is; pass --config with a Hugging Face folder "
-            "of the same model"
+            f"{folder}: no {MANIFEST}, so it does not say which model it is of; pass --config with a Hugging Face "
+            "folder of the same model"
         )
-    checkpoint = MegatronFolder(folder, shape, reader, digest)
+    checkpoint = MegatronFolder(folder, architecture, reader, digest)
     if problems := sorted(_problems(checkpoint)):
         raise CheckpointError(
             f"{folder}: not a checkpoint of this architecture:\n  " + "\n  ".join(problems[:12]) + "\n"
@@ -78,13 +78,17 @@ def open_megatron_folder(folder: Path, config: Path | None = None) -> MegatronFo
 
 
 def is_padded(rows: int, vocabulary: int) -> bool:
-    """Whether rows are a vocabulary rounded up as Megatron does: to the tensor ranks, or to 128 times as many."""
+    """Whether `rows` is a vocabulary padded as Megatron does: to a multiple of the tensor ranks, or of 128 x them."""
     multiples = [multiple * ranks for ranks in range(1, _MOST_TENSOR_RANKS + 1) for multiple in (1, 128)]
     return any(rows == -(-vocabulary // multiple) * multiple for multiple in multiples)
 
 
 def _problems(checkpoint: MegatronFolder) -> Iterator[str]:
-    sizes, reader, layers = sizes_of(checkpoint.shape), checkpoint.reader, checkpoint.shape.num_hidden_layers
+    sizes, reader, layers = (
+        sizes_of(checkpoint.architecture),
+        checkpoint.reader,
+        checkpoint.architecture.num_hidden_layers,
+    )
     rules = {rule.key: rule for rule in checkpoint.rules}
     for key in rules.keys() - reader.keys:
         yield f"{key}: missing"

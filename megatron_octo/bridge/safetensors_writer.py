@@ -1,8 +1,8 @@
 """Sharded safetensors, written one tensor after another.
 
-The safetensors library writes a file from tensors that are all in memory, so a shard of the usual 5 GB would need that
-much. The format is eight bytes of length, a JSON header and the tensors' bytes; what is written here is read back
-with the library.
+The safetensors library writes a file from tensors that are all in memory, so that a shard of the usual 5 GB would need
+5 GB. The format is eight bytes of length, a JSON header, and the tensors' bytes. Every file is read back with the
+library.
 """
 
 import json
@@ -17,7 +17,7 @@ from megatron_octo.bridge.hf_folder import INDEX, SINGLE
 
 _NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 SHARD_BYTES = 5 * 10**9
-"""Largest shard, as transformers 4 cut them."""
+"""Largest shard; the default of transformers 4."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Planned:
 
 
 class ShardedWriter:
-    """Takes the planned tensors in their order and writes shards, and an index where there is more than one."""
+    """Writes the planned tensors, in order, into shards, and an index if there is more than one shard."""
 
     def __init__(self, folder: Path, tensors: Sequence[Planned], shard_bytes: int = SHARD_BYTES) -> None:
         self.folder, self.shards = folder, _shards(tensors, shard_bytes)
@@ -44,14 +44,14 @@ class ShardedWriter:
         self._file: BinaryIO | None = None
 
     def add(self, name: str, tensor: torch.Tensor) -> None:
-        """Write the next tensor."""
+        """Write the next planned tensor."""
         planned, shard = self._order[self._done]
         if (name, tuple(tensor.shape), tensor.dtype) != (planned.name, planned.shape, planned.dtype):
-            raise AssertionError(f"{name} of {list(tensor.shape)} {tensor.dtype}, planned was {planned}")
+            raise AssertionError(f"{name} of {list(tensor.shape)} {tensor.dtype}, but {planned} is next")
         if self._file is None:
             self._file = open(self.folder / self._name(shard), "wb")  # noqa: SIM115 (closed with its last tensor)
             self._file.write(_header(self.shards[shard]))
-        # bytes as they lie in memory; all machines this runs on are little-endian, as the format is
+        # the bytes in memory: every machine that this runs on is little-endian, as the format is
         self._file.write(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
         self._done += 1
         if self._done == len(self._order) or self._order[self._done][1] != shard:
@@ -59,7 +59,7 @@ class ShardedWriter:
             self._file = None
 
     def close(self) -> None:
-        """Write the index, once every planned tensor is there."""
+        """Write the index. Every planned tensor must have been added."""
         if self._done != len(self._order):
             raise AssertionError(f"{self._done} of {len(self._order)} tensors written")
         if len(self.shards) > 1:
@@ -91,5 +91,5 @@ def _header(shard: Sequence[Planned]) -> bytes:
         header[planned.name] = {"dtype": _NAMES[planned.dtype], "shape": list(planned.shape), "data_offsets": offsets}
         start += planned.bytes
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of eight, so that they can be mapped
+    text += b" " * (-len(text) % 8)  # tensors must start at a multiple of eight to be memory-mapped
     return len(text).to_bytes(8, "little") + text

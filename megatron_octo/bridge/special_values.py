@@ -1,4 +1,4 @@
-"""Weights that are no numbers, and weights that rounding makes infinite or zero: counted on the way, in memory."""
+"""Counts weights that are NaN or infinite, and weights that rounding makes infinite or zero, during a conversion."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -8,11 +8,11 @@ import torch
 from megatron_octo.errors import CheckpointError
 
 _NAMED = 4
-"""Tensors that a message names."""
+"""Most tensors that a message names."""
 
 
-def has_only_numbers(tensor: torch.Tensor) -> bool:
-    """Whether no value is NaN or infinite. One pass without a copy: the extremes are NaN if any value is."""
+def is_finite(tensor: torch.Tensor) -> bool:
+    """Whether no value is NaN or infinite. One pass without a copy: the extremes are NaN if any value is NaN."""
     if tensor.numel() == 0:
         return True
     low, high = torch.aminmax(tensor)
@@ -24,29 +24,30 @@ def count_nonfinite(tensor: torch.Tensor) -> int:
     return tensor.numel() - int(torch.count_nonzero(tensor.isfinite()))
 
 
-def named(counts: dict[str, int]) -> str:
-    """The first tensors of a count, for a message."""
+def name_tensors(counts: dict[str, int]) -> str:
+    """The first tensors of a count, with their counts, for a message."""
     shown = ", ".join(f"{name} ({count:,})" for name, count in list(counts.items())[:_NAMED])
     return shown + (", ..." if len(counts) > _NAMED else "")
 
 
 @dataclass
 class Rounding:
-    """What rounding to a narrower dtype cost: finite weights that became infinite, and others than zero that became it.
+    """Rounds weights to a narrower dtype, and counts those that overflow to infinity or underflow to zero.
 
-    float16 ends at 65,504 and knows nothing between 0 and 6e-8, where bfloat16 has the exponents of float32.
+    float16 overflows above 65,504 and has no value between 0 and 6e-8; bfloat16 has the exponent range of float32.
     """
 
     dtype: torch.dtype | None
     to_inf: dict[str, int] = field(default_factory=dict)
-    """By tensor."""
+    """Finite weights that became infinite, by tensor."""
     to_zero: dict[str, int] = field(default_factory=dict)
+    """Weights other than 0 that became 0, by tensor."""
     worst_share: float = 0.0
-    """Of the tensor that lost most of its weights to zero."""
+    """Share of weights that became 0 in the tensor where that share is largest: the worst tensor."""
     largest_lost: float = 0.0
-    """In that tensor."""
-    beside: float = 0.0
-    """Root mean square of that tensor: what matters of a loss is its size beside the rest."""
+    """Largest weight of the worst tensor that became 0."""
+    root_mean_square: float = 0.0
+    """Root mean square of the worst tensor. A lost weight matters only relative to it."""
 
     @property
     def infinities(self) -> int:
@@ -59,34 +60,36 @@ class Rounding:
         return sum(self.to_zero.values())
 
     def rounded(self, tensor: torch.Tensor) -> torch.Tensor:
-        """A tensor in the dtype asked for."""
+        """A tensor in the requested dtype."""
         return tensor if self.dtype is None else tensor.to(self.dtype)
 
-    def look(self, names: Sequence[str], before: Sequence[torch.Tensor], after: Sequence[torch.Tensor]) -> None:
-        """Count what became of some tensors. Most cost one pass over each, and no memory."""
+    def count(self, names: Sequence[str], before: Sequence[torch.Tensor], after: Sequence[torch.Tensor]) -> None:
+        """Count the weights that rounding made infinite or zero. Usually one pass over each tensor, without a copy."""
         for name, wide, narrow in zip(names, before, after, strict=True):
             if wide.dtype == narrow.dtype:
                 continue
-            if not has_only_numbers(narrow) and (count := int((narrow.isinf() & wide.isfinite()).sum())):
+            if not is_finite(narrow) and (count := int((narrow.isinf() & wide.isfinite()).sum())):
                 self.to_inf[name] = count
             left = int(torch.count_nonzero(narrow))
             if left < narrow.numel() and (count := int(torch.count_nonzero(wide)) - left):
                 self.to_zero[name] = count
-                if count / wide.numel() > self.worst_share:  # looked at a few times a model, since it takes time
+                if count / wide.numel() > self.worst_share:  # only for a new worst tensor, since it takes time
                     self.worst_share = count / wide.numel()
                     self.largest_lost = float(wide[narrow == 0].abs().max())
-                    self.beside = float(torch.linalg.vector_norm(wide, dtype=torch.float32)) / wide.numel() ** 0.5
+                    self.root_mean_square = (
+                        float(torch.linalg.vector_norm(wide, dtype=torch.float32)) / wide.numel() ** 0.5
+                    )
 
     def text(self) -> str:
-        """The count in words; empty where there is nothing to count."""
+        """The counts in words; empty if nothing was lost."""
         parts = [f"{self.infinities:,} weights became infinite"] if self.infinities else []
         if self.zeros:
-            beside = f"at worst up to {self.largest_lost:.2g}, in a tensor of about {self.beside:.2g}"
-            parts.append(f"{self.zeros:,} other than 0 became 0 ({beside})")
+            worst = f"at worst up to {self.largest_lost:.2g}, in a tensor of about {self.root_mean_square:.2g}"
+            parts.append(f"{self.zeros:,} other than 0 became 0 ({worst})")
         return " and ".join(parts)
 
     def check(self, where: str, allow_inf: bool, allow_zero: bool) -> None:
-        """Refuse what was not allowed.
+        """Refuse losses that were not allowed.
 
         Raises:
             CheckpointError: with the counts, the first tensors, and the flags that allow it.
@@ -100,6 +103,6 @@ class Rounding:
             flags = " and ".join(flag for flag, _ in refused)
             raise CheckpointError(
                 f"{where}: not written: in {str(self.dtype).removeprefix('torch.')}, {self.text()}; first in "
-                f"{'; '.join(named(counts) for _, counts in refused)}; export in bfloat16, or as they are stored, or "
-                f"give {flags}"
+                f"{'; '.join(name_tensors(counts) for _, counts in refused)}; export in bfloat16 or in the stored "
+                f"dtype, or give {flags}"
             )

@@ -1,4 +1,4 @@
-"""Exports of a recipe's stages: `stages/<stage>/hf/`, made where they are missing or of an older checkpoint."""
+"""Exports of a recipe's stages to `stages/<stage>/hf/`, where they are missing, damaged, or of an older checkpoint."""
 
 from pathlib import Path
 
@@ -14,27 +14,27 @@ from megatron_octo.runtime.run_folder import RunFolder
 
 
 def last_checkpoint(recipe: Recipe, run: RunFolder, stage: str) -> Path:
-    """The checkpoint that a stage ended with.
+    """The last checkpoint of a complete stage.
 
     Raises:
-        CheckpointError: the stage is not done.
+        CheckpointError: the stage is not complete.
     """
     folder = run.checkpoints(stage) / folder_name(recipe.steps(stage))
     if not run.result(stage).is_file() or not (folder / MANIFEST).is_file():
         raise CheckpointError(
-            f"{stage} is not done, so there is nothing to export; run `octo train {recipe.name} {stage}`"
+            f"{stage} is not complete, so there is nothing to export; run `octo train {recipe.name} {stage}`"
         )
     return folder
 
 
 def export_stages(recipe: Recipe, run: RunFolder, stages: list[str]) -> None:
-    """Export the named stages' last checkpoints. What is there already, whole, is skipped, and said so.
+    """Export the last checkpoints of the named stages. An export that is there and undamaged is skipped.
 
-    An export that is damaged, or of an older checkpoint, gives way once the new one is whole.
+    An export that is damaged, or of an older checkpoint, is replaced once the new one is complete.
 
     Raises:
-        CheckpointError: a stage that is not done.
-        RuntimeSetupError: something else stands where the export goes, or the disk is too small.
+        CheckpointError: a stage that is not complete.
+        RuntimeSetupError: the target holds something that is no export, or the disk is too small.
     """
     checkpoints = {stage: last_checkpoint(recipe, run, stage) for stage in stages}
     for stage, checkpoint in checkpoints.items():
@@ -46,10 +46,10 @@ def export_stages(recipe: Recipe, run: RunFolder, stages: list[str]) -> None:
                 print(f"{stage}: {damaged}", flush=True)
             else:
                 if before == sha256_of(checkpoint / MANIFEST):
-                    print(f"{stage}: already exported ({target}), its files are whole; skipped", flush=True)
+                    print(f"{stage}: already exported ({target}), its files are undamaged; skipped", flush=True)
                     continue
         opened = open_megatron_folder(checkpoint)
-        total = 2 * opened.shape.num_parameters() * opened.dtype.itemsize
+        total = 2 * opened.architecture.num_parameters() * opened.dtype.itemsize
         with byte_progress(f"export {stage}", total) as on_bytes:
             report = export_checkpoint(checkpoint, target, replace=is_export(target), on_bytes=on_bytes)
         print(f"{stage}: {target}, {report.tensors} tensors read back and equal bit for bit", flush=True)

@@ -1,7 +1,7 @@
-"""Megatron's distributed checkpoints, tensor by tensor: no model, no process group, no whole model in memory.
+"""Megatron's distributed checkpoints, tensor by tensor: without a model, a process group, or the model in memory.
 
-A checkpoint (format torch_dist) is torch.distributed.checkpoint's own, written here through its storage
-classes, plus Megatron's `metadata.json` and `common.pt`.
+A checkpoint of the format torch_dist is one of torch.distributed.checkpoint, written here through its storage classes,
+plus Megatron's `metadata.json` and `common.pt`.
 """
 
 import io
@@ -41,11 +41,11 @@ from megatron_octo.runtime.checkpoint_objects import COMMON, plain_values_only
 
 @dataclass(frozen=True)
 class Chunk:
-    """A part of a tensor, and how to get it when its turn comes to be written."""
+    """A part of a tensor, which is read only when it is written."""
 
     key: str
     size: tuple[int, ...]
-    """Of the whole tensor; the layers of the decoder are its first dimension."""
+    """Shape of the whole tensor; the first dimension of a decoder tensor is the layer."""
     offsets: tuple[int, ...]
     extent: tuple[int, ...]
     dtype: torch.dtype
@@ -58,15 +58,15 @@ class Chunk:
 
 
 def write_torch_dist(folder: Path, ranks: Iterable[list[Chunk]], on_bytes: Callable[[int], None] | None = None) -> None:
-    """Write a checkpoint of model weights into an existing folder, one rank's chunks after another's.
+    """Write a checkpoint of model weights into an existing folder, rank after rank.
 
     Args:
-        ranks: the chunks of rank 0, of rank 1, ...; together they cover every tensor once.
-        on_bytes: hears of every chunk's size as it is read (for a progress bar).
+        ranks: the chunks of each rank; together they cover every value of every tensor once.
+        on_bytes: called with the size of every chunk as it is read (for a progress bar).
     """
     ranks = list(ranks)
     plans = [SavePlan([_write_item(chunk) for chunk in rank]) for rank in ranks]
-    # one thread, so that chunks are asked for in order. fsync is left to the caller, once for all
+    # one thread, so that chunks are asked for in order. The caller flushes all files at once
     writer = FileSystemWriter(folder, thread_count=1, sync_files=False, overwrite=False)
     writer.set_up_storage_writer(is_coordinator=True)
     plans, metadata = create_default_global_save_plan(plans, rewrite_index_hints=False)
@@ -94,7 +94,7 @@ def _write_item(chunk: Chunk) -> WriteItem:
 
 
 class _ChunkPlanner(DefaultSavePlanner):
-    """Hands out each chunk when the writer comes to it, and not before."""
+    """Reads each chunk when the writer asks for it, and not before."""
 
     def __init__(self, chunks: Sequence[Chunk], on_bytes: Callable[[int], None] | None) -> None:
         super().__init__()
@@ -104,7 +104,7 @@ class _ChunkPlanner(DefaultSavePlanner):
     def resolve_data(self, write_item: WriteItem) -> torch.Tensor:
         chunk = next(self.chunks)
         if (chunk.key, torch.Size(chunk.offsets)) != (write_item.index.fqn, write_item.index.offset):
-            raise AssertionError(f"the writer asks for {write_item.index}, and {chunk} is next")
+            raise AssertionError(f"the writer asks for {write_item.index}, but {chunk} is next")
         tensor = chunk.read()
         if tensor.numel() != torch.Size(chunk.extent).numel() or tensor.dtype != chunk.dtype:
             raise AssertionError(f"{chunk}: got {tensor.dtype} of {list(tensor.shape)}")
@@ -114,13 +114,13 @@ class _ChunkPlanner(DefaultSavePlanner):
 
 
 class TorchDistReader:
-    """The tensors of a checkpoint of any layout."""
+    """Reads the tensors of a checkpoint of any layout."""
 
     def __init__(self, folder: Path) -> None:
-        """Read what there is, and no tensor.
+        """Read the metadata, and no tensor.
 
         Raises:
-            CheckpointError: not a torch_dist checkpoint, or metadata that is damaged or not read (see there).
+            CheckpointError: see `read_checkpoint_metadata`.
         """
         self.folder = folder
         self._metadata = read_checkpoint_metadata(folder)
@@ -133,7 +133,7 @@ class TorchDistReader:
 
     @property
     def keys(self) -> set[str]:
-        """Names of the model's tensors: those of the optimizer are left out."""
+        """Names of the model's tensors, without those of the optimizer."""
         return {key for key in self._tensors if not key.startswith("optimizer.")}
 
     def size(self, key: str) -> tuple[int, ...]:
@@ -146,12 +146,15 @@ class TorchDistReader:
         return dtype
 
     def read(self, key: str, layer: int | None = None, rows: int | None = None) -> torch.Tensor:
-        """A tensor, put together from its parts. It is valid until the next one is read, which takes its memory: fresh
-        memory for each would cost as much time as the reading.
+        """A tensor, assembled from its parts. It is valid only until the next call, which reuses its memory: allocating
+        memory for each tensor would take as long as reading it.
 
         Args:
-            layer: of a tensor of the decoder, the one layer that is wanted; the result has its first dimension gone.
-            rows: only so many rows from the start (a vocabulary without its padding).
+            layer: read only this layer of a decoder tensor; the result lacks the first dimension.
+            rows: read only the first rows (a vocabulary without its padding).
+
+        Raises:
+            CheckpointError: a file that is damaged, or parts that do not cover the tensor exactly once.
         """
         entry = self._tensors[key]
         offsets, extent = [0] * len(entry.size), list(entry.size)
@@ -174,18 +177,18 @@ class TorchDistReader:
         return self._memory[:needed].view(dtype).view(size)
 
     def _check_cover(self, key: str, wanted: ChunkStorageMetadata, items: list[ReadItem]) -> None:
-        """Every value once: what no part fills would be another tensor's, left in memory."""
+        """Check that the parts cover every value once. A gap would keep values of the tensor that was read before."""
         covered, asked = sum(item.lengths.numel() for item in items), wanted.sizes.numel()
         boxes = [[(o, o + n) for o, n in zip(item.dest_offsets, item.lengths, strict=True)] for item in items]
         if covered != asked or any(_overlap(one, other) for one, other in combinations(boxes, 2)):
             raise CheckpointError(
-                f"{self.folder}: the parts of {key} have {covered} values where {asked} are needed, each once; restore "
+                f"{self.folder}: the parts of {key} cover {covered} values instead of {asked}, or overlap; restore "
                 "it from a copy"
             )
         stored = sum(self._metadata.storage_data[item.storage_index].length for item in items)
         if asked * self.dtype(key).itemsize > stored:
             raise CheckpointError(
-                f"{self.folder}: {key} of {asked} values in {self.dtype(key)} lies in {stored} bytes, which cannot be; "
+                f"{self.folder}: {key} of {asked} values in {self.dtype(key)} is stored in only {stored} bytes; "
                 "restore it from a copy"
             )
 
@@ -196,15 +199,15 @@ class TorchDistReader:
         with open(self.folder / stored.relative_path, "rb", buffering=0) as file:
             try:
                 start = _values_in_file(file, stored, chunk, target.dtype)
-                # straight to where it belongs, where it is in one piece there; torch.load would copy twice
+                # read straight into a contiguous target; torch.load would copy twice
                 is_whole = start is not None and item.lengths == chunk.sizes and view.is_contiguous()
                 values = view if is_whole else torch.empty(chunk.sizes, dtype=target.dtype)
                 if start is not None:
                     file.seek(start)
                     _fill(file, values)
-                else:  # laid out otherwise
+                else:  # stored in another order
                     values.copy_(_loaded(file, stored))
-            except Exception as problem:  # what is in a damaged file fails in any way
+            except Exception as problem:  # a damaged file can raise anything
                 reason = f"{type(problem).__name__}: {problem!s:.120}"
                 raise CheckpointError(
                     f"{self.folder}: {item.storage_index.fqn} cannot be read from {stored.relative_path} ({reason}); "
@@ -229,7 +232,7 @@ def _view_of(target: torch.Tensor, item: ReadItem) -> torch.Tensor:
 
 
 class _Part(io.RawIOBase):
-    """A run of bytes of an open file, as a file. (torch's own seeks from the end in the wrong direction.)"""
+    """A range of bytes of an open file, as a file. (torch's own class seeks from the end in the wrong direction.)"""
 
     def __init__(self, file: io.RawIOBase, start: int, length: int) -> None:
         self.file, self.start, self.length, self.at = file, start, length, 0
@@ -254,16 +257,16 @@ class _Part(io.RawIOBase):
         return count
 
 
-# of a zip archive's local file header: where its two lengths stand, and its size without what they count
-# (APPNOTE 4.3.7)
+# a zip archive's local file header (APPNOTE 4.3.7): the offset of its two lengths, and its size without the parts whose
+# lengths they are
 _NAME_LENGTHS, _LOCAL_HEADER = 26, 30
 
 
 def _values_in_file(file: io.RawIOBase, stored: Any, chunk: ChunkStorageMetadata, dtype: torch.dtype) -> int | None:
-    """Where a chunk's values begin in its file; None where they are not simply there, one after another.
+    """The offset of a chunk's values in its file; None if they are not stored contiguously in order.
 
-    What torch.save writes is a zip archive of stored (not compressed) records; the tensor's shape, strides and dtype
-    are read from it without its values.
+    torch.save writes a zip archive of stored (not compressed) records. The tensor's shape, strides and dtype are read
+    from it without the values.
     """
     archive = io.BufferedReader(_Part(file, stored.offset, stored.length))
     with plain_values_only():
@@ -278,12 +281,12 @@ def _values_in_file(file: io.RawIOBase, stored: Any, chunk: ChunkStorageMetadata
     name, extra = int.from_bytes(archive.read(2), "little"), int.from_bytes(archive.read(2), "little")
     start = record.header_offset + _LOCAL_HEADER + name + extra
     if start + tensor.nbytes > stored.length:
-        raise ValueError("its values end beyond its part of the file")
+        raise ValueError("the values extend beyond its part of the file")
     return int(stored.offset) + start
 
 
 def _loaded(file: io.RawIOBase, stored: Any) -> torch.Tensor:
-    """A chunk as torch reads it."""
+    """A chunk, read by torch."""
     with plain_values_only():
         tensor: torch.Tensor = torch.load(
             io.BufferedReader(_Part(file, stored.offset, stored.length)), map_location="cpu", weights_only=True
@@ -292,7 +295,7 @@ def _loaded(file: io.RawIOBase, stored: Any) -> torch.Tensor:
 
 
 def _fill(file: io.RawIOBase, values: torch.Tensor) -> None:
-    """Read a contiguous tensor's bytes."""
+    """Read the bytes of a contiguous tensor."""
     left = values.flatten().view(torch.uint8).numpy().data
     while left:
         count = file.readinto(left)

@@ -15,19 +15,20 @@ _SAME_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
 
 @dataclass(frozen=True)
 class TensorReport:
-    """What a comparison of all tensors found."""
+    """The result of comparing all tensors."""
 
     tensors: int
-    """Hugging Face tensors compared: all there are."""
+    """Number of Hugging Face tensors, all of which were compared."""
     bytes: int
+    """Size of the Hugging Face tensors."""
     different: tuple[str, ...]
-    """Hugging Face names of those that differ in any bit."""
+    """Hugging Face names of the tensors that differ in any bit."""
     rounded: int
-    """Of the tensors, those stored in another dtype by Megatron, and compared after rounding to Hugging Face's."""
+    """Tensors that Megatron stores in another dtype, compared after rounding to Hugging Face's."""
     to_inf: int = 0
-    """Of an export: finite weights that rounding made infinite."""
+    """For an export: finite weights that rounding made infinite."""
     to_zero: int = 0
-    """Of an export: weights other than 0 that rounding made 0."""
+    """For an export: weights other than 0 that rounding made 0."""
 
 
 def verify_tensors(
@@ -35,29 +36,35 @@ def verify_tensors(
 ) -> TensorReport:
     """Compare every tensor, bit for bit, in the direction of an import.
 
-    Each of Megatron's tensors is made anew from Hugging Face's and compared with the one that is stored, whatever made
-    either of them; `-0.0` and every NaN count as what they are.
+    Each Megatron tensor is made again from Hugging Face's and compared with the stored one, regardless of how either
+    was made. Bits are compared, so `-0.0` differs from `0.0`, and a NaN equals the same NaN.
+
+    Args:
+        on_bytes: called with the size of every tensor that was compared.
 
     Raises:
-        CheckpointError: the two are of other architectures.
+        CheckpointError: the two have different architectures.
     """
-    if changed := megatron.shape.differences(hf.shape):
+    if changed := megatron.architecture.differences(hf.architecture):
         raise CheckpointError(
-            f"{megatron.path} and {hf.path} are of different architectures ({'; '.join(changed)}); compare a pair"
+            f"{megatron.path} and {hf.path} are of different architectures ({'; '.join(changed)}); give a pair of one "
+            "model"
         )
     different: list[str] = []
     tensors = rounded = 0
-    sizes = sizes_of(hf.shape)
-    for rule, layer in in_order(megatron.rules, megatron.shape.num_hidden_layers):
+    sizes = sizes_of(hf.architecture)
+    for rule, layer in in_order(megatron.rules, megatron.architecture.num_hidden_layers):
         names = rule.names(layer)
-        made = rule.join.join([hf.tensor(name) for name in names], hf.shape)
+        made = rule.join.join([hf.tensor(name) for name in names], hf.architecture)
         stored = megatron.reader.read(rule.key, layer, rule.shape(sizes)[0])
         tensors += len(names)
         if stored.dtype != made.dtype:
             stored = stored.to(made.dtype)
             rounded += len(names)
         if not _same_bits(made, stored):
-            pairs = zip(rule.join.separate(made, hf.shape), rule.join.separate(stored, hf.shape), strict=True)
+            pairs = zip(
+                rule.join.separate(made, hf.architecture), rule.join.separate(stored, hf.architecture), strict=True
+            )
             different += [name for name, pair in zip(names, pairs, strict=True) if not _same_bits(*pair)]
         if on_bytes is not None:
             on_bytes(made.nbytes)

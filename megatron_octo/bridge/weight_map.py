@@ -1,4 +1,4 @@
-"""What a family's table is written in: one tensor of Megatron's, and the Hugging Face tensors it is made of."""
+"""The vocabulary of weight maps: a Megatron tensor, and the Hugging Face tensors that it is made of."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,28 +11,28 @@ from megatron_octo.recipe import Architecture
 Sizes = dict[str, int]
 
 
-def sizes_of(shape: Architecture) -> Sizes:
-    """The words that a table's shapes are written in, as numbers."""
+def sizes_of(architecture: Architecture) -> Sizes:
+    """The numbers behind the words that a table's shapes are written in."""
     return {
-        "vocabulary": shape.vocab_size,
-        "hidden": shape.hidden_size,
-        "queries": shape.num_attention_heads * shape.kv_channels,
-        "keys": shape.num_key_value_heads * shape.kv_channels,
-        "ffn": shape.intermediate_size,
+        "vocabulary": architecture.vocab_size,
+        "hidden": architecture.hidden_size,
+        "queries": architecture.num_attention_heads * architecture.kv_channels,
+        "keys": architecture.num_key_value_heads * architecture.kv_channels,
+        "ffn": architecture.intermediate_size,
     }
 
 
 class Join(Protocol):
-    """How Hugging Face tensors lie in Megatron's; `separate(join(parts))` gives the parts back."""
+    """How Hugging Face tensors are laid out in a Megatron tensor; `separate` is the inverse of `join`."""
 
     bands: int
-    """Parts of Megatron's tensor that are cut over the tensor ranks each by itself."""
+    """Number of equal parts of Megatron's tensor, each of which is split over the tensor ranks separately."""
 
-    def join(self, parts: Sequence[torch.Tensor], shape: Architecture) -> torch.Tensor:
-        """Hugging Face's tensors, in the table's order, to Megatron's."""
+    def join(self, parts: Sequence[torch.Tensor], architecture: Architecture) -> torch.Tensor:
+        """The Megatron tensor of Hugging Face tensors, given in the table's order."""
 
-    def separate(self, whole: torch.Tensor, shape: Architecture) -> list[torch.Tensor]:
-        """Megatron's tensor to Hugging Face's; views where that is possible."""
+    def separate(self, whole: torch.Tensor, architecture: Architecture) -> list[torch.Tensor]:
+        """The Hugging Face tensors of a Megatron tensor; views where possible."""
 
 
 class AsIs:
@@ -40,42 +40,42 @@ class AsIs:
 
     bands = 1
 
-    def join(self, parts: Sequence[torch.Tensor], shape: Architecture) -> torch.Tensor:
+    def join(self, parts: Sequence[torch.Tensor], architecture: Architecture) -> torch.Tensor:
         (part,) = parts
         return part
 
-    def separate(self, whole: torch.Tensor, shape: Architecture) -> list[torch.Tensor]:
+    def separate(self, whole: torch.Tensor, architecture: Architecture) -> list[torch.Tensor]:
         return [whole]
 
 
 class GateAboveUp:
-    """The gate's and the up projection's rows, one block above the other: (2 * ffn, hidden)."""
+    """The rows of the gate, then the rows of the up projection: (2 * ffn, hidden)."""
 
     bands = 2
 
-    def join(self, parts: Sequence[torch.Tensor], shape: Architecture) -> torch.Tensor:
+    def join(self, parts: Sequence[torch.Tensor], architecture: Architecture) -> torch.Tensor:
         return torch.cat(list(parts), dim=0)
 
-    def separate(self, whole: torch.Tensor, shape: Architecture) -> list[torch.Tensor]:
+    def separate(self, whole: torch.Tensor, architecture: Architecture) -> list[torch.Tensor]:
         return list(whole.chunk(2, dim=0))
 
 
 class QueryKeyValue:
     """Rows by key-value group: the group's queries, then its key, then its value.
 
-    (groups * (heads / groups + 2) * head_dim, ...), so that a tensor rank's rows are whole groups.
+    The shape is (groups * (heads / groups + 2) * head_dim, ...). A tensor rank's rows are whole groups.
     """
 
     bands = 1
 
-    def join(self, parts: Sequence[torch.Tensor], shape: Architecture) -> torch.Tensor:
-        groups, head_dim = shape.num_key_value_heads, shape.kv_channels
+    def join(self, parts: Sequence[torch.Tensor], architecture: Architecture) -> torch.Tensor:
+        groups, head_dim = architecture.num_key_value_heads, architecture.kv_channels
         by_group = [part.view(groups, -1, head_dim, *part.shape[1:]) for part in parts]
         return torch.cat(by_group, dim=1).flatten(0, 2)
 
-    def separate(self, whole: torch.Tensor, shape: Architecture) -> list[torch.Tensor]:
-        groups, head_dim = shape.num_key_value_heads, shape.kv_channels
-        queries = shape.num_attention_heads // groups
+    def separate(self, whole: torch.Tensor, architecture: Architecture) -> list[torch.Tensor]:
+        groups, head_dim = architecture.num_key_value_heads, architecture.kv_channels
+        queries = architecture.num_attention_heads // groups
         by_group = whole.view(groups, queries + 2, head_dim, *whole.shape[1:])
         return [part.flatten(0, 2) for part in by_group.split([queries, 1, 1], dim=1)]
 
@@ -88,25 +88,25 @@ class Part:
     """A Hugging Face tensor."""
 
     name: str
-    """With `{}` where the layer's number stands."""
+    """With `{}` in place of the layer's number."""
     shape: tuple[str, ...]
     """In the words of `sizes_of`."""
 
 
 @dataclass(frozen=True)
 class Rule:
-    """A tensor of Megatron's checkpoint."""
+    """A tensor of a Megatron checkpoint."""
 
     key: str
-    """Its name there; the tensors of all layers stand stacked under one."""
+    """Its name in the checkpoint, where the tensors of all layers are stacked under one name."""
     parts: tuple[Part, ...]
     join: Join = AS_IS
     split: int | None = None
-    """The dimension that tensor parallelism cuts; None: every tensor rank has it whole."""
+    """The dimension that tensor parallelism splits. None: every tensor rank has the whole tensor."""
 
     @property
     def in_layers(self) -> bool:
-        """Whether there is one in every layer."""
+        """Whether every layer has one."""
         return "{}" in self.parts[0].name
 
     def names(self, layer: int | None) -> list[str]:
@@ -118,7 +118,7 @@ class Rule:
         return [tuple(sizes[word] for word in part.shape) for part in self.parts]
 
     def shape(self, sizes: Sizes) -> tuple[int, ...]:
-        """Megatron's shape in one layer, without tensor parallelism or padding: parts are joined along rows."""
+        """Its shape in one layer, without tensor parallelism or padding. Parts are joined along the rows."""
         shapes = self.part_shapes(sizes)
         return (sum(shape[0] for shape in shapes), *shapes[0][1:])
 
@@ -130,21 +130,21 @@ class Family:
     model_type: str
     """Hugging Face's `model_type`."""
     class_name: str
-    """The class of `transformers` that computes it, which `config.json` names."""
+    """The class of `transformers` that computes the model, which `config.json` names."""
     rules: tuple[Rule, ...]
-    """For a model whose output weight is its own."""
+    """The table of a model whose output weight is tied to the embedding."""
     output: Rule
-    """Left out where the embedding is the output weight."""
+    """The additional rule of a model with an output weight of its own."""
     ignored: tuple[str, ...] = ()
-    """Ends of names that hold no weight and are passed over."""
+    """Suffixes of tensor names that are no weights and are skipped."""
 
-    def rules_of(self, shape: Architecture) -> tuple[Rule, ...]:
+    def rules_of(self, architecture: Architecture) -> tuple[Rule, ...]:
         """The table of one model."""
-        return self.rules if shape.tie_word_embeddings else (*self.rules, self.output)
+        return self.rules if architecture.tie_word_embeddings else (*self.rules, self.output)
 
 
 def in_order(rules: tuple[Rule, ...], layers: int) -> Iterator[tuple[Rule, int | None]]:
-    """A table's tensors as a model has them: embedding, layer by layer, what comes after."""
+    """A table's tensors in the order of the model: the embedding, layer by layer, the rest."""
     repeated = [rule for rule in rules if rule.in_layers]
     first = rules.index(repeated[0])
     yield from ((rule, None) for rule in rules[:first])

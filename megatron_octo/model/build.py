@@ -11,13 +11,13 @@ from megatron_octo.recipe.train import TrainSection
 
 
 def build_model(
-    shape: Architecture, train: TrainSection, layout: Parallel, device: torch.device
+    architecture: Architecture, train: TrainSection, layout: Parallel, device: torch.device
 ) -> list[GPTModelWithLoss]:
     """This rank's GPTModel chunks: one, or one a virtual pipeline stage. Weights are not set yet.
 
     Process groups must have been started with the same layout.
     """
-    config = transformer_config(shape, train, layout)
+    config = transformer_config(architecture, train, layout)
     virtual = layout.virtual_pipeline
     chunks = []
     for stage in range(virtual or 1):
@@ -26,17 +26,17 @@ def build_model(
         chunk = GPTModelWithLoss(
             config=config,
             transformer_layer_spec=layer_spec(config, vp_stage),
-            true_vocab_size=shape.vocab_size,
+            true_vocab_size=architecture.vocab_size,
             fused_linear_loss=train.loss == "fused_linear",
-            vocab_size=padded_vocab_size(shape.vocab_size, layout.tensor),
+            vocab_size=padded_vocab_size(architecture.vocab_size, layout.tensor),
             max_sequence_length=train.sequence_length,
             pre_process=parallel_state.is_pipeline_first_stage(**where),
             post_process=parallel_state.is_pipeline_last_stage(**where),
-            share_embeddings_and_output_weights=shape.tie_word_embeddings,
+            share_embeddings_and_output_weights=architecture.tie_word_embeddings,
             position_embedding_type="rope",
-            rotary_base=shape.rope_theta,
-            rope_scaling=shape.rope_scaling is not None,
-            rope_scaling_factor=shape.rope_scaling.factor if shape.rope_scaling is not None else 1.0,
+            rotary_base=architecture.rope_theta,
+            rope_scaling=architecture.rope_scaling is not None,
+            rope_scaling_factor=architecture.rope_scaling.factor if architecture.rope_scaling is not None else 1.0,
             parallel_output=True,
             vp_stage=vp_stage,
         )

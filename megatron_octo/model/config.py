@@ -21,7 +21,7 @@ def padded_vocab_size(vocab_size: int, tensor: int) -> int:
     return -(-vocab_size // tensor) * tensor
 
 
-def transformer_config(shape: Architecture, train: TrainSection, layout: Parallel) -> TransformerConfig:
+def transformer_config(architecture: Architecture, train: TrainSection, layout: Parallel) -> TransformerConfig:
     """The TransformerConfig of a model under a layout.
 
     Megatron draws first weights by itself, as its parameters get their tensor-parallel attributes there; what a stage
@@ -30,24 +30,24 @@ def transformer_config(shape: Architecture, train: TrainSection, layout: Paralle
     Raises:
         ModelError: RoPE parameters that Megatron-Core cannot express, or FP8 with no CUDA device.
     """
-    check_expressible(shape)
+    check_expressible(architecture)
     cpu = on_cpu()
     fields: dict[str, Any] = {
-        "num_layers": shape.num_hidden_layers,
-        "hidden_size": shape.hidden_size,
-        "ffn_hidden_size": shape.intermediate_size,
-        "num_attention_heads": shape.num_attention_heads,
-        "num_query_groups": shape.num_key_value_heads,
-        "kv_channels": shape.kv_channels,
-        "layernorm_epsilon": shape.rms_norm_eps,
+        "num_layers": architecture.num_hidden_layers,
+        "hidden_size": architecture.hidden_size,
+        "ffn_hidden_size": architecture.intermediate_size,
+        "num_attention_heads": architecture.num_attention_heads,
+        "num_query_groups": architecture.num_key_value_heads,
+        "kv_channels": architecture.kv_channels,
+        "layernorm_epsilon": architecture.rms_norm_eps,
         "normalization": "RMSNorm",
         "activation_func": F.silu,
         "gated_linear_unit": True,
         "add_bias_linear": False,
-        "add_qkv_bias": shape.attention_bias,
+        "add_qkv_bias": architecture.attention_bias,
         "hidden_dropout": 0.0,
         "attention_dropout": 0.0,
-        "init_method_std": shape.initializer_range,
+        "init_method_std": architecture.initializer_range,
         "use_cpu_initialization": cpu,
         "tensor_model_parallel_size": layout.tensor,
         "pipeline_model_parallel_size": layout.pipeline,

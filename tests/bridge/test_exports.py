@@ -201,7 +201,7 @@ def test_a_source_manifest_that_is_damaged_is_our_error(run, capsys):
 
 def test_the_card_says_what_the_run_says(exported):
     card = (exported / "runs/mini/stages/stable/hf/README.md").read_text()
-    assert "| stable | the beginning | " in card and "Recipe `mini`, seed 7. Begins from random weights." in card
+    assert "| stable | the start | " in card and "Recipe `mini`, seed 7. Starts from random weights." in card
     assert "| web | builtin: web | " in card and "| qa | builtin: qa | " in card
     record = json.loads((exported / "runs/mini/stages/stable/hf" / RECORD).read_text())
     assert record["rounded_to_inf"] == record["rounded_to_zero"] == 0

@@ -42,7 +42,7 @@ def test_the_gate_lies_above_the_up_projection():
 @pytest.mark.parametrize("case", CASES)
 def test_a_table_names_every_tensor_that_transformers_has(case, tmp_path):
     folder = open_hf_folder(make_model(case, tmp_path / "hf"))
-    rules = folder.family.rules_of(folder.shape)
+    rules = folder.family.rules_of(folder.architecture)
     named = [name for rule, layer in in_order(rules, 4) for name in rule.names(layer)]
     assert sorted(named) == sorted(folder.tensors) and len(set(named)) == len(named)
 

@@ -90,4 +90,4 @@ def test_a_stage_that_is_not_exported(exported):
 
 def test_a_stage_that_is_not_done(exported):
     told = octo("export", str(MINI), "decay", *WIDER, cwd=exported, check=False)
-    assert told.returncode == 2 and "decay is not done" in told.stderr
+    assert told.returncode == 2 and "decay is not complete" in told.stderr
