@@ -1,12 +1,11 @@
 """How a row becomes the text of a document."""
 
-import re
 from collections.abc import Callable
 from typing import Any
 
 from megatron_octo.data.rows.row import MOST_ROW_BYTES, BadRow, Row, field_of, kind_of, text_of
-from megatron_octo.errors import DataError
 from megatron_octo.recipe.data import Format, InstructionFormat, LongCotFormat, QuestionAnswerFormat, TextFormat
+from megatron_octo.recipe.templates import question_answer_parts
 
 _SPEAKER = {
     "user": "User", "human": "User", "assistant": "Assistant", "gpt": "Assistant", "system": "System"
@@ -77,14 +76,7 @@ def _writer_of(format: Format) -> Callable[[Row], str]:
 
 
 def _question_answer(format: QuestionAnswerFormat) -> Callable[[Row], str]:
-    # split rather than str.format: a template may hold braces of its own, as \boxed{...} does
-    parts = re.split(r"(\{question\}|\{answer\})", format.template)
-    if sorted(parts[1::2]) != ["{answer}", "{question}"]:
-        raise DataError(
-            f"format.template = {format.template!r}: it must hold {{question}} and {{answer}} once each; "
-            "e.g. 'Question:{question}\\nAnswer:{answer}'"
-        )
-    before, first, between, _, after = parts
+    before, first, between, _, after = question_answer_parts(format.template)
     fields = (format.question, format.answer) if first == "{question}" else (format.answer, format.question)
     return lambda row: f"{before}{text_of(row, fields[0])}{between}{text_of(row, fields[1])}{after}"
 

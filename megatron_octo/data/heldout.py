@@ -17,10 +17,6 @@ _KEYS = ("question", "prompt", "answer")
 _MOST_BYTES = 64 << 20
 # There are about 3,000 sums of three one-digit terms: holding out many of them would starve the easy end.
 _SHORT_LIMIT = 256
-LIMIT = 50_000
-"""Most problems that may be held out: a small part of the two-digit ones."""
-PRACTICE_LIMIT = 800
-"""Most that may be kept for practice: of 1,899 sums of three one-digit terms, text needs the larger part."""
 
 
 def heldout_problems(recipe: Recipe) -> list[Problem]:
@@ -28,13 +24,8 @@ def heldout_problems(recipe: Recipe) -> list[Problem]:
 
     They are kept apart from training by text, whatever the seeds: `make_corpus` never writes a document with one
     of these expressions in it, and other sources are searched for them (`decontaminate`).
-
-    Raises:
-        DataError: more than LIMIT are asked for.
     """
     count = recipe.data.heldout_problems
-    if count > LIMIT:
-        raise DataError(f"data.heldout_problems = {count}: at most {LIMIT} can be held out; lower it")
     chosen: dict[str, Problem] = {}
     short = 0
     stream = core_problems(f"heldout/{recipe.data.heldout_seed}", TERMS, TERMS)
@@ -51,14 +42,9 @@ def heldout_problems(recipe: Recipe) -> list[Problem]:
 def practice_problems(recipe: Recipe) -> list[Problem]:
     """The problems kept for RL: different sums of three one-digit terms, none of them among the held-out ones.
 
-    They are kept out of text as those are.
-
-    Raises:
-        DataError: more than PRACTICE_LIMIT are asked for.
+    They are kept out of text in the same way.
     """
     count = recipe.data.practice_problems
-    if count > PRACTICE_LIMIT:
-        raise DataError(f"data.practice_problems = {count}: at most {PRACTICE_LIMIT} can be kept; lower it")
     held = {problem.question for problem in heldout_problems(recipe)}
     chosen: dict[str, Problem] = {}
     stream = core_problems(f"practice/{recipe.data.heldout_seed}", TERMS, TERMS)

@@ -16,7 +16,6 @@ from megatron_octo.recipe.data import BuiltinSource
 from megatron_octo.runtime.files import sha256_of_json
 from megatron_octo.runtime.run_folder import RunFolder
 
-_TAKEN = ("tokenizer", "heldout")
 PREPARATION_VERSION = 1
 """Raised whenever the same settings would give other tokens."""
 
@@ -60,14 +59,9 @@ def known_sources(recipe: Recipe, names: list[str]) -> list[str]:
     """`names`, each once.
 
     Raises:
-        DataError: the recipe has no such source, or its name cannot be that of its folder.
+        DataError: the recipe has no such source.
     """
     for name in names:
-        if name in _TAKEN or name.startswith(".") or "/" in name:
-            raise DataError(
-                f"data.sources.{name}: {name!r} cannot be a folder under data/ (no {' or '.join(_TAKEN)}, no dot in "
-                "front, no slash); rename the source"
-            )
         if name not in recipe.data.sources:
             hint = did_you_mean(name, recipe.data.sources, f"it has {', '.join(recipe.data.sources)}")
             raise DataError(f"{name!r} is no source of recipe {recipe.name!r}; {hint}")

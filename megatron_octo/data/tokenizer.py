@@ -11,7 +11,7 @@ from megatron_octo.data.tokenizer_file import read_object_leniently, read_tokeni
 from megatron_octo.errors import DataError, OctoError, first_line
 from megatron_octo.reading.json_text import read_json
 from megatron_octo.reading.text import shown_path
-from megatron_octo.recipe.model import ModelSection
+from megatron_octo.recipe.model import BYTES_SPECIAL, BYTES_THOUGHT, BYTES_TOKENIZER, ModelSection
 from megatron_octo.runtime.atomic_folder import publish_folder
 from megatron_octo.runtime.files import sha256_of, sync_tree, write_json_atomically
 from megatron_octo.runtime.hub import download, local_folder
@@ -19,11 +19,8 @@ from megatron_octo.runtime.hub import download, local_folder
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-BUILTIN = "builtin:bytes"
 _ORIGIN = "origin.json"
 _FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
-_SPECIAL = ("<|endoftext|>", "<|pad|>")
-_THOUGHT = ("<think>", "</think>")
 
 
 def load_tokenizer(model: ModelSection, folder: Path) -> "PreTrainedTokenizerFast":
@@ -37,7 +34,7 @@ def load_tokenizer(model: ModelSection, folder: Path) -> "PreTrainedTokenizerFas
             token of it, or its ids do not fit `architecture.vocab_size`.
     """
     origin = {"tokenizer": model.tokenizer, "revision": model.tokenizer_revision}
-    is_builtin = model.tokenizer == BUILTIN
+    is_builtin = model.tokenizer == BYTES_TOKENIZER
     local = None if is_builtin else local_folder(model.tokenizer, DataError, "model.tokenizer")
     if not is_builtin and local is None and _origin_of(folder) == origin:
         return _open_checked(model, folder)
@@ -86,8 +83,8 @@ def bytes_tokenizer() -> Tokenizer:
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in _SPECIAL])
-    tokenizer.add_tokens([AddedToken(token, normalized=False, special=False) for token in _THOUGHT])
+    tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in BYTES_SPECIAL])
+    tokenizer.add_tokens([AddedToken(token, normalized=False, special=False) for token in BYTES_THOUGHT])
     return tokenizer
 
 
@@ -102,7 +99,7 @@ def _byte_characters() -> dict[int, str]:
 def _save(tokenizer: Tokenizer, folder: Path, end_of_document: str) -> None:
     from transformers import PreTrainedTokenizerFast
 
-    pad = _SPECIAL[1] if tokenizer.token_to_id(_SPECIAL[1]) is not None else end_of_document
+    pad = BYTES_SPECIAL[1] if tokenizer.token_to_id(BYTES_SPECIAL[1]) is not None else end_of_document
     known = {"eos_token": end_of_document, "pad_token": pad} if tokenizer.token_to_id(end_of_document) else {}
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **known)
     fast.save_pretrained(str(folder))

@@ -149,9 +149,6 @@ def plan_stage(recipe: Recipe, run: RunFolder, stage: str, options: StageOptions
 
 def _check_installation(recipe: Recipe, layout: Parallel) -> None:
     """Refuse settings that this machine or its packages cannot serve."""
-    from megatron_octo.model.rope import check_expressible
-
-    check_expressible(recipe.model.architecture)
     has_cuda = torch.cuda.is_available()
     if recipe.train.precision == "fp8" and not has_cuda:
         raise ModelError("train.precision = fp8: FP8 needs a Hopper GPU or newer; set train.precision=bf16")

@@ -110,14 +110,6 @@ def test_evaluation_files_that_are_missing_or_lack_the_field(tmp_path):
     fails(tmp_path, source, match, **setting)
 
 
-@pytest.mark.parametrize("name", ["tokenizer", "heldout"])
-def test_a_source_whose_name_is_taken_in_the_data_folder(name, tmp_path):
-    recipe = recipe_of({name: jsonl(write_rows(tmp_path / "a.jsonl", rows()))})
-    with pytest.raises(DataError, match=r"cannot be a folder under data/ .*; rename the source"):
-        run_prepare(recipe, tmp_path / "run")
-    assert not (tmp_path / "run").exists()
-
-
 def test_executors_that_cannot_be_used_here(tmp_path):
     recipe = recipe_of({"a": jsonl(write_rows(tmp_path / "a.jsonl", rows()))})
     cases = [

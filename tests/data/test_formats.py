@@ -6,7 +6,6 @@ import pytest
 from pydantic import TypeAdapter
 
 from megatron_octo.data.formats import BadRow, Formatter
-from megatron_octo.errors import DataError
 from megatron_octo.recipe.data import Format
 
 
@@ -93,5 +92,5 @@ def test_a_dot_steps_into_objects_and_lists_unless_it_is_part_of_a_name():
 
 
 def test_a_template_without_its_places_is_refused():
-    with pytest.raises(DataError, match=r"format.template = 'Q:\{question\}': it must hold"):
+    with pytest.raises(ValueError, match=r"it must hold \{question\} and \{answer\} once each"):
         formatter(kind="qa", template="Q:{question}")

@@ -7,7 +7,7 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, trainers
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
-from megatron_octo.data.tokenizer import load_tokenizer, tokenizer_sha256
+from megatron_octo.data.tokenizer import bytes_tokenizer, load_tokenizer, tokenizer_sha256
 from megatron_octo.errors import DataError
 from megatron_octo.recipe import load_recipe
 
@@ -93,8 +93,14 @@ def test_a_folder_is_copied_as_it_is(tmp_path):
 @pytest.mark.parametrize(
     ("sets", "message"),
     [
-        (["model.end_of_document=<end>"], r"'<end>' is 5 tokens of 'builtin:bytes', not 1; choose .*<\|endoftext\|>"),
-        (["model.architecture.vocab_size=259"], r"ids up to 259, but .*vocab_size is 259; raise it to 260"),
+        (
+            ["model.tokenizer=BYTES", "model.end_of_document=<end>"],
+            r"'<end>' is 5 tokens of '.*bytes', not 1; choose .*<\|endoftext\|>",
+        ),
+        (
+            ["model.tokenizer=BYTES", "model.architecture.vocab_size=259"],
+            r"ids up to 259, but .*vocab_size is 259; raise it to 260",
+        ),
         (["model.tokenizer=EMPTY"], r"no tokenizer.json in .*; give a folder that has one"),
         (["model.tokenizer=BROKEN"], r"tokenizer.json is not a tokenizer .*; copy it again"),
     ],
@@ -104,7 +110,10 @@ def test_bad_tokenizers_are_refused_and_leave_nothing(sets, message, tmp_path):
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken/tokenizer.json").write_text(json.dumps({"version": "1.0"}))
     (tmp_path / "broken/tokenizer_config.json").write_text("{}")
-    sets = [s.replace("EMPTY", str(tmp_path / "empty")).replace("BROKEN", str(tmp_path / "broken")) for s in sets]
+    (tmp_path / "bytes").mkdir()
+    bytes_tokenizer().save(str(tmp_path / "bytes/tokenizer.json"))
+    for name in ("empty", "broken", "bytes"):
+        sets = [setting.replace(name.upper(), str(tmp_path / name)) for setting in sets]
     with pytest.raises(DataError, match=message):
         load_tokenizer(model(*sets), tmp_path / "run" / "tokenizer")
     assert not list((tmp_path / "run").iterdir())

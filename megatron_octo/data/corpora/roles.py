@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from megatron_octo.data.corpora.problems import Problem
+from megatron_octo.recipe.templates import SIMPLE_QUESTION
 
 _ASKED = ("What is {q}?", "Compute {q}.", "{q}=?", "Please add up {q}.")
 _THOUGHT_OPENINGS = ("", "Let me see. ", "Step by step. ")
@@ -36,7 +37,7 @@ class Role:
 
 def prompt(question: str) -> str:
     """What a model is given to answer: the paper's simple template."""
-    return f"Question:{question}\nAnswer:"
+    return SIMPLE_QUESTION.format(question=question)
 
 
 def worked(problem: Problem) -> str:
