@@ -75,7 +75,7 @@ def test_a_resume_from_a_flipped_bit(copy):
     flip(shard(unfinished(copy), 16))
     said = resume(copy, status=2)
     assert "damaged files, which would be trained on" in said and ".distcp: SHA-256" in said
-    assert "remove its folder to go on from the one before" in said
+    assert "remove its folder to resume from the one before" in said
     shutil.rmtree(copy / STAGE / "checkpoints/step-0000016")
     assert "resumes after step 8" in resume(copy)
 
