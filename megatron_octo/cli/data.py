@@ -1,4 +1,7 @@
-"""`octo data`: check, prepare and verify corpora, look at samples."""
+"""`octo data`: check, prepare and verify corpora, look at samples.
+
+As in `run.py`, the recipe is loaded before the rest is imported.
+"""
 
 from typing import TYPE_CHECKING
 
@@ -40,18 +43,19 @@ def prepare(
     executor_options: tuple[str, ...],
 ) -> int:
     """Turn text into tokens: Megatron .bin and .idx files."""
+    recipe, run = options.load()
+    pairs = _pairs(executor_options)
     from rich.console import Console
 
     from megatron_octo.data.prepare import prepare as prepare_sources
 
-    recipe, run = options.load()
     prepare_sources(
         recipe,
         run,
         sources=list(sources) or None,
         workers=workers,
         executor=executor,
-        executor_options=_pairs(executor_options),
+        executor_options=pairs,
         console=Console(),
     )
     return 0
@@ -74,11 +78,11 @@ def _pairs(texts: tuple[str, ...]) -> dict[str, str]:
 @source_option()
 def check(options: RunOptions, sources: tuple[str, ...]) -> int:
     """Read and format the first rows of every source."""
+    recipe, _ = options.load()
     from rich.console import Console
 
     from megatron_octo.data.check import check_sources
 
-    recipe, _ = options.load()
     return 0 if check_sources(recipe, list(sources) or None, Console()) else DataError.exit_code
 
 
@@ -87,11 +91,11 @@ def check(options: RunOptions, sources: tuple[str, ...]) -> int:
 @source_option()
 def verify(options: RunOptions, sources: tuple[str, ...]) -> int:
     """Recompute every prepared file's SHA-256."""
+    recipe, run = options.load()
     from rich.console import Console
 
     from megatron_octo.data.verify import verify_sources
 
-    recipe, run = options.load()
     return 0 if verify_sources(recipe, run, list(sources) or None, Console()) else DataError.exit_code
 
 
@@ -107,9 +111,9 @@ def verify(options: RunOptions, sources: tuple[str, ...]) -> int:
 @click.argument("samples", type=int, nargs=-1, required=True, help="Sample numbers, counted from 0 within the stage.")
 def show(options: RunOptions, stage: str, samples: tuple[int, ...]) -> int:
     """Print samples of a stage as text."""
+    recipe, run = options.load()
     from megatron_octo.data.show import show_samples
 
-    recipe, run = options.load()
     show_samples(recipe, run, stage, samples)
     return 0
 
