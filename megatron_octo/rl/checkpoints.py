@@ -12,7 +12,7 @@ from typing import Any
 
 from megatron_octo.runtime.atomic_folder import publish_folder
 from megatron_octo.runtime.files import sync_tree, write_text_atomically
-from megatron_octo.runtime.records import read_lines
+from megatron_octo.runtime.records import read_records
 from megatron_octo.runtime.rl_folder import RlFolder
 
 _ACTOR, _CRITIC = "_actor", "_critic"
@@ -77,7 +77,7 @@ def publish_best(folder: RlFolder) -> dict[str, Any] | None:
     shutil.copytree(folder.checkpoints / f"{tag}{_HF}", partial)
     sync_tree(partial)
     publish_folder(partial, folder.best, replace=True)
-    accuracies = {score["step"]: score["accuracy"] for score in read_lines(folder.validation_scores)}
+    accuracies = {score["step"]: score["accuracy"] for score in read_records(folder.validation_scores)}
     return {"step": _step(tag), "accuracy": accuracies.get(_step(tag))}
 
 

@@ -17,7 +17,7 @@ from megatron_octo.rl.plan import RlPlan, plan_run, recorded_digest
 from megatron_octo.rl.session import Session
 from megatron_octo.runtime.files import write_json_atomically, write_text_atomically
 from megatron_octo.runtime.local_ray import keep_on_this_machine
-from megatron_octo.runtime.records import read_lines
+from megatron_octo.runtime.records import read_records
 from megatron_octo.runtime.run_folder import RunFolder
 from megatron_octo.runtime.torch_extensions import use_own_extensions
 
@@ -83,7 +83,7 @@ def _run_openrlhf(plan: RlPlan, lock: int, console: Console) -> None:
         _show_progress(process, plan, console)
     if not process.returncode:
         return
-    records = read_lines(plan.folder.metrics)
+    records = read_records(plan.folder.metrics)
     if plan.rl.alarm.stop and records and "alarm" in records[-1]:
         raise TrainingHalted(
             f"{plan.stage}: stopped at step {records[-1]['step']}: {records[-1]['alarm']}; its checkpoint is kept: "
@@ -135,7 +135,7 @@ def _show_progress(process: "subprocess.Popen[bytes]", plan: RlPlan, console: Co
         task = progress.add_task(title, total=plan.steps, line="Ray, DeepSpeed and vLLM start")
         while process.poll() is None:
             time.sleep(_POLL_SECONDS)
-            for record in read_lines(plan.folder.metrics)[shown:]:
+            for record in read_records(plan.folder.metrics)[shown:]:
                 shown += 1
                 if not record.keys() >= _SHOWN:
                     continue
@@ -154,7 +154,7 @@ def _line(record: dict[str, Any]) -> str:
 
 def _write_result(plan: RlPlan, wall_seconds: float) -> None:
     """Write `result.json`, whose presence means that the run is complete."""
-    records = read_lines(plan.folder.metrics)
+    records = read_records(plan.folder.metrics)
     result = {
         "settings_sha256": plan.digest,
         "steps": records[-1].get("step") if records else 0,

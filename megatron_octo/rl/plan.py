@@ -14,7 +14,8 @@ from megatron_octo.recipe.versions import RL_CHANGES, in_first_form
 from megatron_octo.rl.arguments import command_line, gpus_needed, openrlhf_options
 from megatron_octo.rl.machine import check_gpus, check_packages, has_cuda
 from megatron_octo.rl.parser import check_command_line
-from megatron_octo.rl.prompts import Prompt, count_shared, prompt_rows, read_prompts, shared_with, short_enough
+from megatron_octo.rl.prompt_file import Prompt
+from megatron_octo.rl.prompts import count_shared, prompt_rows, read_prompts, shared_with, short_enough
 from megatron_octo.runtime.files import sha256_of_json
 from megatron_octo.runtime.rl_folder import RlFolder
 from megatron_octo.runtime.run_folder import RunFolder
@@ -68,7 +69,7 @@ def plan_run(recipe: Recipe, run: RunFolder, stage: str) -> RlPlan:
     check_packages()
 
     prompts = short_enough(read_prompts(rl.prompts, recipe, run, rl.seed), rl, model)
-    _check_batches(rl, prompts)
+    _check_count(rl, prompts)
     steps_per_episode = len(prompts) // rl.prompts_per_step
     # a last step with fewer prompts would leave part of a mini-batch in the optimizer, and uneven work for the ranks
     prompts = prompts[: steps_per_episode * rl.prompts_per_step]
@@ -125,7 +126,8 @@ def recorded_digest(path: Path) -> Any:
     return read_json_object(path, CheckpointError, way_out, needs=("settings_sha256",))["settings_sha256"]
 
 
-def _check_batches(rl: RlSection, prompts: list[Prompt]) -> None:
+def _check_count(rl: RlSection, prompts: list[Prompt]) -> None:
+    """Refuse too few prompts. How many a file has is known only here; the recipe was checked for all that it says."""
     if len(prompts) < rl.prompts_per_step:
         raise RecipeError(
             f"rl.prompts_per_step = {rl.prompts_per_step}: there are {len(prompts)} prompts, which is not one step; "

@@ -14,8 +14,7 @@ from megatron_octo.data.tokenizer import load_tokenizer, open_tokenizer
 from megatron_octo.errors import DataError
 from megatron_octo.recipe import Recipe
 from megatron_octo.recipe.rl import BuiltinPrompts, ProblemSet, PromptFile, RlSection
-from megatron_octo.rl.prompt_file import Prompt as Prompt
-from megatron_octo.rl.prompt_file import Render, read_problems, read_prompt_file
+from megatron_octo.rl.prompt_file import Prompt, Render, read_problems, read_prompt_file
 from megatron_octo.runtime.run_folder import RunFolder
 
 _SPACE = re.compile(r"\s+")

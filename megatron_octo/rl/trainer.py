@@ -12,7 +12,7 @@ from megatron_octo.errors import TrainingHalted
 from megatron_octo.rl.checkpoints import mark_complete
 from megatron_octo.rl.session import Session
 from megatron_octo.rl.watch import Alarm, append_record, rollout_metrics, trainer_metrics
-from megatron_octo.runtime.records import keep_lines_until
+from megatron_octo.runtime.records import truncate_records
 
 
 def install_trainer_hooks() -> None:
@@ -88,8 +88,8 @@ class _RunState:
     def around_resume(self, original: Any) -> Any:
         states = original()
         self.step = int(states["global_step"])
-        self.alarm = Alarm(self.rl.alarm, keep_lines_until(self.folder.metrics, self.step).kept)
-        keep_lines_until(self.folder.validation_scores, self.step)
+        self.alarm = Alarm(self.rl.alarm, truncate_records(self.folder.metrics, self.step).kept)
+        truncate_records(self.folder.validation_scores, self.step)
         return states
 
     def around_sampling(self, original: Any, **kwargs: Any) -> Any:

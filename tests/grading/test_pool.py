@@ -14,10 +14,9 @@ from pathlib import Path
 import pytest
 
 from megatron_octo.errors import RuntimeSetupError
+from megatron_octo.grading import Graders, Verdict
 from megatron_octo.grading.boxes import last_boxed
 from megatron_octo.grading.compare import same_text
-from megatron_octo.grading.pool import Graders
-from megatron_octo.grading.verdict import Verdict
 from tests.support import SHARED
 
 

@@ -14,7 +14,8 @@ from megatron_octo.data.tokenizer import load_tokenizer
 from megatron_octo.errors import DataError
 from megatron_octo.recipe import load_recipe
 from megatron_octo.recipe.rl import COMPLEX, SIMPLE, ProblemSet, PromptFile
-from megatron_octo.rl.prompts import Prompt, prompt_rows, read_prompts, shared_with, short_enough
+from megatron_octo.rl.prompt_file import Prompt
+from megatron_octo.rl.prompts import prompt_rows, read_prompts, shared_with, short_enough
 from megatron_octo.runtime.run_folder import RunFolder
 from tests.data.test_tokenizer import with_limits
 from tests.support import SHARED

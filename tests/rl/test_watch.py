@@ -2,7 +2,7 @@ import pytest
 
 from megatron_octo.recipe.rl import LengthAlarm
 from megatron_octo.rl.watch import Alarm, append_record
-from megatron_octo.runtime.records import keep_lines_until, read_lines
+from megatron_octo.runtime.records import read_records, truncate_records
 
 
 def record(step, length=100.0, truncated=0.0):
@@ -35,13 +35,13 @@ def test_a_resume_drops_the_steps_it_takes_again_and_a_torn_line(tmp_path):
         append_record(path, record(step))
     with open(path, "a") as file:
         file.write('{"step": 4, "resp')
-    assert [r["step"] for r in read_lines(path)] == [1, 2, 3]
-    assert [r["step"] for r in keep_lines_until(path, 2).kept] == [1, 2]
+    assert [r["step"] for r in read_records(path)] == [1, 2, 3]
+    assert [r["step"] for r in truncate_records(path, 2).kept] == [1, 2]
     append_record(path, record(3))
-    assert [r["step"] for r in read_lines(path)] == [1, 2, 3]
+    assert [r["step"] for r in read_records(path)] == [1, 2, 3]
 
 
 def test_nothing_before_the_first_step(tmp_path):
-    assert keep_lines_until(tmp_path / "metrics.jsonl", 0).kept == []
+    assert truncate_records(tmp_path / "metrics.jsonl", 0).kept == []
     with pytest.raises(FileNotFoundError):
         append_record(tmp_path / "absent" / "metrics.jsonl", record(1))
