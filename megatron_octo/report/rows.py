@@ -6,7 +6,7 @@ from typing import TypeVar
 from pydantic import ValidationError
 
 from megatron_octo.report.models import Count, Number, Record, Value
-from megatron_octo.runtime.records import read_lines
+from megatron_octo.runtime.records import read_records
 
 R = TypeVar("R", bound=Record)
 
@@ -40,7 +40,7 @@ def read_rows(path: Path, model: type[R]) -> list[R]:
     Lines that are not such rows are skipped: damaged, of another kind, or cut short.
     """
     rows = []
-    for value in read_lines(path):
+    for value in read_records(path):
         try:
             rows.append(model.model_validate(value))
         except ValidationError:

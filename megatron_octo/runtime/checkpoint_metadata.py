@@ -22,7 +22,7 @@ from torch.distributed.checkpoint.metadata import (
 from megatron_octo.errors import CheckpointError
 from megatron_octo.reading.json_text import read_json_object, shortened
 from megatron_octo.runtime.links import check_inside
-from megatron_octo.runtime.metadata_pickle import Record, read_records
+from megatron_octo.runtime.metadata_pickle import Record, read_pickled_records
 
 METADATA = ".metadata"
 FORMAT = "metadata.json"
@@ -61,7 +61,7 @@ def read_checkpoint_metadata(folder: Path) -> Metadata:
         ) from None
     except OSError as problem:
         raise CheckpointError(f"{path}: cannot be read ({problem.strerror}); correct its permissions") from None
-    return _Builder(folder).metadata(read_records(data, str(path)))
+    return _Builder(folder).metadata(read_pickled_records(data, str(path)))
 
 
 def check_format(folder: Path) -> None:

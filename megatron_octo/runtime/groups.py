@@ -110,7 +110,7 @@ def from_first_rank(make: Callable[[], T]) -> T:
     return value
 
 
-def together(work: Callable[[], T], on_wait: Callable[[], None]) -> T:
+def run_on_all_ranks(work: Callable[[], T], on_wait: Callable[[], None]) -> T:
     """Do long work on every rank, each its own; an OctoError of one is raised on all. Every rank calls it.
 
     While some rank is still at it, all of them exchange a word every few seconds: so none waits in a collective until

@@ -98,7 +98,7 @@ _FUNCTIONS: dict[tuple[str, str], Callable[..., Any]] = {
 """Calls, by what they come to here."""
 
 
-def read_records(data: bytes, where: str) -> Any:
+def read_pickled_records(data: bytes, where: str) -> Any:
     """The value of a pickle that is made of metadata's classes and plain values: dict, list, tuple, text, numbers.
 
     Args:

@@ -14,7 +14,7 @@ from megatron_octo.data.manifest import read_manifest
 from megatron_octo.errors import CheckpointError
 from megatron_octo.recipe import Recipe
 from megatron_octo.runtime.checkpoints import MANIFEST, CheckpointManifest
-from megatron_octo.runtime.groups import from_first_rank, together
+from megatron_octo.runtime.groups import from_first_rank, run_on_all_ranks
 from megatron_octo.runtime.rank import Rank
 from megatron_octo.runtime.recorded_files import RecordedFile, find_damage, find_unrecorded, locate
 from megatron_octo.runtime.run_folder import RunFolder
@@ -82,7 +82,7 @@ def verify_files(
     # the largest first, so that no rank ends with the largest alone
     mine = sorted(files.items(), key=lambda item: -item[1].bytes)[rank.rank :: rank.world_size]
     gathered: list[list[str]] = [[] for _ in range(rank.world_size)]
-    torch.distributed.all_gather_object(gathered, together(lambda: _damage(dict(mine)), on_wait))
+    torch.distributed.all_gather_object(gathered, run_on_all_ranks(lambda: _damage(dict(mine)), on_wait))
     if wrong := sorted(line for part in gathered for line in part):
         shown = wrong[:12] + ([f"and {len(wrong) - 12} more"] if len(wrong) > 12 else [])
         raise CheckpointError("damaged files, which would be trained on:\n  " + "\n  ".join(shown) + f"\n{way_out}")

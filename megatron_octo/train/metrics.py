@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_octo.recipe.train import Logging
-from megatron_octo.runtime.records import keep_lines_until, missing_steps
+from megatron_octo.runtime.records import missing_steps, truncate_records
 
 
 class MetricsWriter:
@@ -14,10 +14,10 @@ class MetricsWriter:
 
     def __init__(self, metrics: Path, validation: Path, settings: Logging, *, name: str, resume_step: int) -> None:
         metrics.parent.mkdir(parents=True, exist_ok=True)
-        kept = keep_lines_until(metrics, resume_step)
+        kept = truncate_records(metrics, resume_step)
         self.lost = missing_steps(kept.kept, resume_step)
         """Steps before the resume whose records are gone or damaged."""
-        self.torn = kept.torn + keep_lines_until(validation, resume_step).torn
+        self.torn = kept.damaged + truncate_records(validation, resume_step).damaged
         self.metrics_file = open(metrics, "a", encoding="utf-8")  # noqa: SIM115 (closed in close)
         self.validation_file = open(validation, "a", encoding="utf-8")  # noqa: SIM115
         self.board, self.wandb = None, None

@@ -27,7 +27,7 @@ from megatron_octo.runtime.checkpoints import (
     write_checkpoint_manifest,
 )
 from megatron_octo.runtime.files import sha256_of, sync, sync_tree
-from megatron_octo.runtime.groups import from_first_rank, together
+from megatron_octo.runtime.groups import from_first_rank, run_on_all_ranks
 from megatron_octo.runtime.rank import Rank
 from megatron_octo.runtime.recorded_files import RecordedFile, files_below
 from megatron_octo.runtime.signals import exit_with_parent, stop_signals_blocked
@@ -143,7 +143,8 @@ class CheckpointSaver:
         names = from_first_rank(lambda: files_below(partial))
         if not names:
             raise CheckpointError(f"{partial}: Megatron-Core wrote nothing; is the file system full or not shared?")
-        mine = together(lambda: self._records_of(partial, names[self.rank.rank :: self.rank.world_size]), self.on_wait)
+        own = names[self.rank.rank :: self.rank.world_size]
+        mine = run_on_all_ranks(lambda: self._records_of(partial, own), self.on_wait)
         gathered: list[list[RecordedFile]] = [[] for _ in range(self.rank.world_size)]
         torch.distributed.all_gather_object(gathered, mine)
         return sorted((record for part in gathered for record in part), key=lambda record: record.path)

@@ -24,13 +24,13 @@ from megatron_octo.runtime.groups import (
     any_rank,
     data_parallel_size,
     from_first_rank,
+    run_on_all_ranks,
     start_process_groups,
     stop_process_groups,
-    together,
 )
 from megatron_octo.runtime.hang_watch import HangWatch
 from megatron_octo.runtime.rank import Rank
-from megatron_octo.runtime.records import read_lines
+from megatron_octo.runtime.records import read_records
 from megatron_octo.runtime.run_folder import RunFolder
 from megatron_octo.runtime.signals import StopRequest, listen_for_stop
 from megatron_octo.runtime.stage_lock import hold_stage, write_claim
@@ -136,7 +136,7 @@ def _make_plan(place: Place, recipe: Recipe, run: RunFolder, stage: str, options
 
     plan = from_first_rank(lock_and_plan)
     if plan.needs_import:
-        together(
+        run_on_all_ranks(
             lambda: import_base(recipe, run, plan.layout) if place.rank.is_first else None, place.hang_watch.other_work
         )
         plan = from_first_rank(lock_and_plan)
@@ -280,6 +280,6 @@ def _recorded_parent_losses(plan: StagePlan) -> dict[str, float] | None:
     """The losses recorded before the first step, where this run resumed after it."""
     return {
         record["source"]: record["loss"]
-        for record in read_lines(plan.run.validation(plan.name))
+        for record in read_records(plan.run.validation(plan.name))
         if record.get("step") == 0 and {"source", "loss"} <= record.keys()
     } or None

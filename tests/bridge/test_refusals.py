@@ -7,12 +7,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from megatron_octo.bridge import place
 from megatron_octo.bridge.export_hf import export_checkpoint
 from megatron_octo.bridge.import_hf import import_checkpoint
 from megatron_octo.bridge.megatron_folder import is_padded
 from megatron_octo.errors import CheckpointError, ModelError, RuntimeSetupError
 from megatron_octo.recipe import Parallel
+from megatron_octo.runtime import atomic_folder
 from tests.bridge.hostile import vouch
 from tests.bridge.models import change_config, llama3_rope, make_model
 from tests.support import files_under
@@ -156,7 +156,7 @@ def test_a_target_that_holds_something_else(hf, tmp_path):
 def test_too_little_disk(hf, tmp_path, monkeypatch):
     import_checkpoint(hf, tmp_path / "m", Parallel())
     usage = type("usage", (), {"free": 1_000_000})
-    monkeypatch.setattr(place.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(atomic_folder.shutil, "disk_usage", lambda _: usage)
     message = refused_import(hf, RuntimeSetupError)
     assert "needs 0.07 GB" in message and "has 0.00 GB free" in message and "make room" in message
     before = files_under(tmp_path)
@@ -235,7 +235,7 @@ def test_an_export_that_reads_back_differently_is_not_kept(megatron, monkeypatch
     assert "1 tensors read back differ" in message and "model.norm.weight" in message
 
 
-def test_what_comes_to_stand_at_the_target_meanwhile_is_kept(megatron, tmp_path, monkeypatch):
+def test_a_target_that_is_created_meanwhile_is_kept(megatron, tmp_path, monkeypatch):
     from megatron_octo.bridge import export_hf
 
     def meanwhile(*arguments):
@@ -245,7 +245,7 @@ def test_what_comes_to_stand_at_the_target_meanwhile_is_kept(megatron, tmp_path,
 
     verify = export_hf.verify_tensors
     monkeypatch.setattr(export_hf, "verify_tensors", meanwhile)
-    with pytest.raises(RuntimeSetupError, match="something came to stand there meanwhile"):
+    with pytest.raises(RuntimeSetupError, match="something was put there meanwhile"):
         export_checkpoint(megatron, tmp_path / "back")
     assert files_under(tmp_path / "back") == {"thesis.txt"} and not list(tmp_path.glob(".*"))
 

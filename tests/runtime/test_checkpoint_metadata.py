@@ -17,7 +17,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 
 from megatron_octo.errors import CheckpointError
 from megatron_octo.runtime.checkpoint_metadata import MOST_METADATA_BYTES, check_format, read_checkpoint_metadata
-from megatron_octo.runtime.metadata_pickle import read_records
+from megatron_octo.runtime.metadata_pickle import read_pickled_records
 from tests.runtime.hostile import BYTES, HOSTILE, metadata_bytes
 
 
@@ -194,7 +194,7 @@ PLAIN = pickle.dumps({"a": [1, (2.5, None, True)], "b": "text" * 5, "c": {"d": -
 )
 def test_any_bytes_are_a_value_or_our_error(data):
     with contextlib.suppress(CheckpointError):
-        read_records(data, "bytes")
+        read_pickled_records(data, "bytes")
 
 
 @settings(max_examples=150, deadline=20_000, suppress_health_check=list(HealthCheck))

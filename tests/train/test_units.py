@@ -6,7 +6,7 @@ import pytest
 
 from megatron_octo.data.mixture import MixtureSource, data_fingerprint, fingerprint_changes
 from megatron_octo.recipe.train import Guards
-from megatron_octo.runtime.records import as_ranges, keep_lines_until, missing_steps, read_lines
+from megatron_octo.runtime.records import as_ranges, missing_steps, read_records, truncate_records
 from megatron_octo.train.loop import SpikeDetector
 
 
@@ -50,15 +50,15 @@ def test_the_fingerprint_changes_with_whatever_reorders():
 def test_a_torn_last_line_is_left_out_and_repeated_steps_are_dropped(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(json.dumps({"step": i}) + "\n" for i in (1, 2, 3)) + '{"step": 4, "lo')
-    assert [r["step"] for r in read_lines(path)] == [1, 2, 3]
-    keep_lines_until(path, 2)
+    assert [r["step"] for r in read_records(path)] == [1, 2, 3]
+    truncate_records(path, 2)
     assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
 
 
 def test_a_torn_line_drops_no_other(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b'{"step": 1}\n{"ste\n\xff\xfe\n[1]\n{"step": 4}\n{"loss": 1}\n{"step": 5}\n')
-    found = keep_lines_until(path, 4)
-    assert [record["step"] for record in found.kept] == [1, 4] and found.torn == 4
+    found = truncate_records(path, 4)
+    assert [record["step"] for record in found.kept] == [1, 4] and found.damaged == 4
     assert missing_steps(found.kept, 6) == [2, 3, 5, 6]
     assert path.read_text() == '{"step": 1}\n{"step": 4}\n'
