@@ -2,12 +2,12 @@
 
     python setup.py build_ext --inplace
 
-For the CPU always; for CUDA where nvcc is, whether or not a GPU is. Without a compiler, or without torch (as in pip's
-isolated builds), nothing is built, and plain PyTorch serves. The library uses torch's stable ABI: one binary loads on
-torch 2.11 and later.
+The CPU kernels are always built, the CUDA kernels if nvcc is found, with or without a GPU. Without a C++ compiler or
+torch (as in pip's isolated builds) nothing is built, and plain PyTorch is used instead. The library uses torch's stable
+ABI, so one binary loads in torch 2.11 and later.
 
-    OCTO_CUDA=0            leave CUDA out
-    OCTO_CUDA_ARCHS=80,90  other GPU architectures than all majors from 80 on that nvcc has
+    OCTO_CUDA=0            do not build the CUDA kernels
+    OCTO_CUDA_ARCHS=80,90  GPU architectures to build for (default: the lowest of each major version from 80 on)
 """
 
 import os
@@ -30,7 +30,7 @@ OLDEST_MAJOR = 8
 
 
 class BuildOps(build_ext):
-    """g++ and nvcc by hand: torch's own builder refuses CUDA sources beside a torch with no CUDA."""
+    """Calls g++ and nvcc directly: torch's own builder refuses CUDA sources if torch has no CUDA."""
 
     def get_ext_filename(self, fullname):
         return str(Path(*fullname.split(".")).with_suffix(".so"))
@@ -40,7 +40,7 @@ class BuildOps(build_ext):
         torch = find_spec("torch")
         if compiler is None or torch is None:
             missing = "a C++ compiler" if compiler is None else "torch (install it first, and use --no-build-isolation)"
-            print(f"megatron_octo: operators not built, {missing} is missing; plain PyTorch serves", file=sys.stderr)
+            print(f"megatron_octo: operators not built, {missing} is missing; plain PyTorch is used", file=sys.stderr)
             return
         self.torch = Path(torch.origin).parent
         work, target = Path(self.build_temp) / "octo_ops", Path(self.get_ext_fullpath(ext.name))
@@ -51,14 +51,14 @@ class BuildOps(build_ext):
         if nvcc is not None:
             try:
                 objects.append(self._compile_cuda(nvcc, work))
-                linker = [nvcc, "-cudart", "static"]  # it knows where its libraries are
+                linker = [nvcc, "-cudart", "static"]  # nvcc knows where its libraries are
             except subprocess.CalledProcessError as error:
-                print(f"megatron_octo: operators built for the CPU alone, {nvcc} failed: {error}", file=sys.stderr)
-        beside = target.with_suffix(".partial")
-        # -ltorch brings libtorch_cuda along where there is one: without it CUDA's weak symbols stay null
+                print(f"megatron_octo: operators built for the CPU only, {nvcc} failed: {error}", file=sys.stderr)
+        partial = target.with_suffix(".partial")
+        # -ltorch pulls in libtorch_cuda if there is one; without it the weak CUDA symbols would stay null
         libraries = [f"-L{self.torch / 'lib'}", *link("--no-as-needed"), "-ltorch", "-ltorch_cpu", *link("--as-needed")]
-        run([*linker, "-shared", "-o", beside, *objects, *libraries, "-lm", *link("--exclude-libs", "ALL")])
-        beside.replace(target)  # a process that has the old one loaded keeps it
+        run([*linker, "-shared", "-o", partial, *objects, *libraries, "-lm", *link("--exclude-libs", "ALL")])
+        partial.replace(target)  # running processes keep the old library that they have loaded
 
     def _abi(self):
         return ["-std=c++20", f"-DTORCH_TARGET_VERSION={OLDEST_TORCH}", f"-I{self.torch / 'include'}", "-Icsrc"]
@@ -81,9 +81,9 @@ class BuildOps(build_ext):
     def _compile_cuda(self, nvcc, work):
         listed = subprocess.run([nvcc, "--list-gpu-code"], capture_output=True, text=True, check=True).stdout
         asked = os.environ.get("OCTO_CUDA_ARCHS")
-        archs = asked.split(",") if asked else majors_of(listed)
+        archs = asked.split(",") if asked else lowest_of_each_major(listed)
         codes = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
-        codes.append(f"-gencode=arch=compute_{archs[-1]},code=compute_{archs[-1]}")  # and for what comes after
+        codes.append(f"-gencode=arch=compute_{archs[-1]},code=compute_{archs[-1]}")  # PTX, for later architectures
         flags = ["-O3", "-DUSE_CUDA", "-Xcompiler", "-fPIC,-fvisibility=hidden", "--threads", "2"]
         run([nvcc, "-c", *flags, *codes, *self._abi(), "csrc/cuda.cu", "-o", work / "cuda.o"])
         return work / "cuda.o"
@@ -95,8 +95,8 @@ class BuildOps(build_ext):
         return Path(found).resolve() if found else None
 
 
-def majors_of(listed):
-    """The lowest architecture of each major version from 8 on: code for one runs on all of its major."""
+def lowest_of_each_major(listed):
+    """The lowest architecture of each major version from 8 on. Its code runs on every later one of that version."""
     lowest = {}
     for arch in sorted(int(line.removeprefix("sm_")) for line in listed.split() if line.removeprefix("sm_").isdigit()):
         lowest.setdefault(arch // 10, arch)

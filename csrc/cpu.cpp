@@ -1,5 +1,5 @@
-// The token operators on the CPU: each row is walked once in blocks that fit the first-level cache, widened to fp32 there.
-// No fp32 copy of the logits is ever made. A row's result does not depend on the other rows, or on the threads.
+// CPU kernels of the token operators. Each row is read once, in blocks that fit the L1 cache and are widened to fp32
+// there, so no fp32 copy of the logits is ever made. A row's result does not depend on other rows or on the threads.
 #include "common.h"
 
 #include <bit>
@@ -16,16 +16,16 @@ using torch::headeronly::BFloat16;
 using torch::headeronly::Half;
 
 constexpr int64_t kBlock = 2048;
-// Sums are taken in so many lanes, on any machine, over runs of so many terms, and joined in fp64: equal terms, of which
-// 16-bit logits have many, round alike, and a hundred such errors would show.
+// fp32 sums run over kLanes lanes and kRun terms, on any machine, and are then added in fp64. 16-bit logits have many
+// equal terms, whose rounding errors all have the same sign and would add up in a longer fp32 sum.
 constexpr int64_t kLanes = 16, kRun = 256;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-// exp(x) for x <= 0, within two units in the last place; exactly 0 below -87, NaN for NaN. Written so that compilers
-// vectorise it anywhere. The polynomial is Cephes' expf.
+// exp(x) for x <= 0, within 2 ulp; exactly 0 below -87, NaN for NaN. Branch-free, so that any compiler vectorises it.
+// The polynomial is that of Cephes' expf.
 inline float exp_of_negative(float x) {
   const float y = x < -87.0f ? -87.0f : x;
-  const float n = (y * 1.44269504088896341f + 12582912.0f) - 12582912.0f;  // to the nearest whole number
+  const float n = (y * 1.44269504088896341f + 12582912.0f) - 12582912.0f;  // round to the nearest integer
   const float r = (y - n * 0.693359375f) - n * -2.12194440e-4f;
   float p = 1.9875691500e-4f;
   p = p * r + 1.3981999507e-3f;
@@ -70,7 +70,7 @@ inline void narrow(const float* g, int64_t n, BFloat16* out) {
 #pragma omp simd
   for (int64_t i = 0; i < n; ++i) {
     const uint32_t u = std::bit_cast<uint32_t>(g[i]);
-    const uint32_t rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;  // to nearest, ties to even
+    const uint32_t rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;  // round to nearest, ties to even
     bits[i] = static_cast<uint16_t>((u & 0x7fffffffu) > 0x7f800000u ? 0x7fc0u : rounded);
   }
 }
@@ -90,17 +90,20 @@ struct Stats {
   float maximum, sum, weighted, target;
 };
 
-// Online softmax: maximum of x, sum of exp(d) and, for the entropy, sum of d exp(d), with d = scale (x - maximum).
+// Statistics of a row x by online softmax: the maximum, sum of exp(d), sum of d * exp(d) (entropy only), and x at the
+// target, with d = scale * (x - maximum).
 template <bool kWithEntropy, class T>
-Stats stats_of_row(const T* x, const Logits& at, int64_t target, float scale) {
-  if (target == at.ignore) return {0.0f, 1.0f, 0.0f, 0.0f};
+Stats stats_of_row(const T* x, const Logits& dims, int64_t target, float scale) {
+  if (target == dims.ignore) return {0.0f, 1.0f, 0.0f, 0.0f};
   alignas(64) float values[kBlock];
   float maximum = -kInfinity;
   double sum = 0.0, weighted = 0.0;
-  for (int64_t begin = 0; begin < at.columns; begin += kBlock) {
-    const int64_t n = std::min(kBlock, at.columns - begin);
+  for (int64_t begin = 0; begin < dims.columns; begin += kBlock) {
+    // 1. Widen a block to fp32.
+    const int64_t n = std::min(kBlock, dims.columns - begin);
     widen(x + begin, n, values);
-    for (int64_t i = n; i % kLanes; ++i) values[i] = -kInfinity;  // whole lanes: what is added there is 0
+    for (int64_t i = n; i % kLanes; ++i) values[i] = -kInfinity;  // pad to whole lanes; adds 0
+    // 2. Update the running maximum and rescale the sums to it.
     float top = -kInfinity;
 #pragma omp simd reduction(max : top)
     for (int64_t i = 0; i < n; ++i) top = values[i] > top ? values[i] : top;
@@ -112,6 +115,7 @@ Stats stats_of_row(const T* x, const Logits& at, int64_t target, float scale) {
       }
       maximum = top;
     }
+    // 3. Add the block's terms.
     const float base = maximum == -kInfinity ? 0.0f : maximum;
     for (int64_t run = 0; run < n; run += kRun) {
       const int64_t end = std::min(run + kRun, n);
@@ -120,7 +124,7 @@ Stats stats_of_row(const T* x, const Logits& at, int64_t target, float scale) {
 #pragma omp simd
         for (int64_t lane = 0; lane < kLanes; ++lane) {
           float d = (values[i + lane] - base) * scale;
-          d = d < kLowest ? kLowest : d;  // NaN passes
+          d = d < kLowest ? kLowest : d;  // keeps NaN
           const float e = exp_of_negative(d);
           sums[lane] += e;
           if constexpr (kWithEntropy) weighteds[lane] += d * e;
@@ -132,70 +136,74 @@ Stats stats_of_row(const T* x, const Logits& at, int64_t target, float scale) {
       }
     }
   }
-  const int64_t column = target - at.first;
-  const bool is_here = 0 <= column && column < at.columns;
+  // 4. The logit at the target, if this shard holds it.
+  const int64_t column = target - dims.first;
+  const bool is_here = 0 <= column && column < dims.columns;
   return {maximum, static_cast<float>(sum), static_cast<float>(weighted),
           is_here ? static_cast<float>(x[column]) : -kInfinity};
 }
 
 template <class T>
-void stats_of_rows(const Tensor& logits, const Tensor& targets, const Tensor& inverse_temperature, const Logits& at,
+void stats_of_rows(const Tensor& logits, const Tensor& targets, const Tensor& inverse_temperature, const Logits& dims,
                    bool entropy, float* stats) {
   const T* x = logits.const_data_ptr<T>();
   const int64_t* target = targets.const_data_ptr<int64_t>();
   const float* scale = inverse_temperature.const_data_ptr<float>();
-  torch::stable::parallel_for(0, at.tokens, 1, [&](int64_t begin, int64_t end) {
+  torch::stable::parallel_for(0, dims.tokens, 1, [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
-      const T* row = x + t * at.stride;
-      const Stats s = entropy ? stats_of_row<true>(row, at, target[t], scale[t])
-                              : stats_of_row<false>(row, at, target[t], scale[t]);
+      const T* row = x + t * dims.stride;
+      const Stats s = entropy ? stats_of_row<true>(row, dims, target[t], scale[t])
+                              : stats_of_row<false>(row, dims, target[t], scale[t]);
       stats[t] = s.maximum;
-      stats[at.tokens + t] = s.sum;
-      stats[2 * at.tokens + t] = s.weighted;
-      stats[3 * at.tokens + t] = s.target;
+      stats[dims.tokens + t] = s.sum;
+      stats[2 * dims.tokens + t] = s.weighted;
+      stats[3 * dims.tokens + t] = s.target;
     }
   });
 }
 
 Tensor token_stats(const Tensor& logits, const Tensor& targets, const Tensor& inverse_temperature, int64_t columns,
                    int64_t first, int64_t ignore, bool entropy) {
-  const Logits at = check_logits(logits, targets, inverse_temperature, columns, first, ignore);
-  Tensor stats = torch::stable::new_empty(logits, std::vector<int64_t>{4, at.tokens}, ScalarType::Float);
+  const Logits dims = check_logits(logits, targets, inverse_temperature, columns, first, ignore);
+  Tensor stats = torch::stable::new_empty(logits, std::vector<int64_t>{4, dims.tokens}, ScalarType::Float);
   float* out = stats.mutable_data_ptr<float>();
   switch (logits.scalar_type()) {
-    case ScalarType::Float: stats_of_rows<float>(logits, targets, inverse_temperature, at, entropy, out); break;
-    case ScalarType::BFloat16: stats_of_rows<BFloat16>(logits, targets, inverse_temperature, at, entropy, out); break;
-    case ScalarType::Half: stats_of_rows<Half>(logits, targets, inverse_temperature, at, entropy, out); break;
+    case ScalarType::Float: stats_of_rows<float>(logits, targets, inverse_temperature, dims, entropy, out); break;
+    case ScalarType::BFloat16: stats_of_rows<BFloat16>(logits, targets, inverse_temperature, dims, entropy, out); break;
+    case ScalarType::Half: stats_of_rows<Half>(logits, targets, inverse_temperature, dims, entropy, out); break;
     default: STD_TORCH_CHECK(false, "logits must be fp32, bf16 or fp16");
   }
   return stats;
 }
 
-// One row of the gradient. With log p = scale (x - maximum) - log_sum, p = exp(log p), and derivatives by z = scale x:
-//   d log_prob / dz_v = [v is the target] - p_v,   d log_sum_exp / dz_v = p_v,   d entropy / dz_v = -p_v (log p_v + H)
+// Gradient of one row. With z = scale * x, log p = scale * (x - maximum) - log_sum, p = exp(log p) and entropy H:
+//   d log_prob / dz_v = [v is the target] - p_v,   d log_sum_exp / dz_v = p_v,   d H / dz_v = -p_v (log p_v + H)
 template <class In, class Out>
-void grad_of_row(const In* x, Out* out, const Logits& at, int64_t target, float scale, const float* row) {
+void grad_of_row(const In* x, Out* out, const Logits& dims, int64_t target, float scale, const float* row) {
   alignas(64) float values[kBlock];  // logits, then their gradients
-  if (target == at.ignore) {
-    for (int64_t i = 0; i < at.stored; ++i) out[i] = static_cast<Out>(0.0f);
+  if (target == dims.ignore) {
+    for (int64_t i = 0; i < dims.stored; ++i) out[i] = static_cast<Out>(0.0f);
     return;
   }
-  const int64_t tokens = at.tokens;
+  // 1. The token's row of the forward results and upstream gradients.
+  const int64_t tokens = dims.tokens;
   const float maximum = row[kMaximum * tokens], log_sum = row[kLogSum * tokens], entropy = row[kEntropy * tokens];
   const float grad_log_prob = row[kGradLogProb * tokens], grad_lse = row[kGradLogSumExp * tokens];
   const float grad_entropy = row[kGradEntropy * tokens], grad_p = grad_lse - grad_log_prob;
-  const int64_t column = target - at.first;
-  const bool is_here = 0 <= column && column < at.columns;
+  // 2. The gradient at the target, before anything is written: out may be the logits themselves.
+  const int64_t column = target - dims.first;
+  const bool is_here = 0 <= column && column < dims.columns;
   float at_target = 0.0f;
-  if (is_here) {  // before anything is written: out may be the logits themselves
+  if (is_here) {
     float lp = (static_cast<float>(x[column]) - maximum) * scale - log_sum;
     lp = lp < kLowest ? kLowest : lp;
     const float p = std::exp(lp);
-    // 1 - p in fp32 and by expm1: formed in bf16, or by subtraction, nothing is left of it where p is near 1
+    // 1 - p cancels catastrophically near p = 1; use expm1.
     at_target = scale * (-grad_log_prob * std::expm1(lp) + p * (grad_lse - grad_entropy * (lp + entropy)));
   }
-  for (int64_t begin = 0; begin < at.columns; begin += kBlock) {
-    const int64_t n = std::min(kBlock, at.columns - begin);
+  // 3. All columns, block by block, as if none were the target.
+  for (int64_t begin = 0; begin < dims.columns; begin += kBlock) {
+    const int64_t n = std::min(kBlock, dims.columns - begin);
     widen(x + begin, n, values);
 #pragma omp simd
     for (int64_t i = 0; i < n; ++i) {
@@ -205,31 +213,32 @@ void grad_of_row(const In* x, Out* out, const Logits& at, int64_t target, float 
     }
     narrow(values, n, out + begin);
   }
+  // 4. The target, then zeros over the padding.
   if (is_here) narrow(&at_target, 1, out + column);
-  for (int64_t i = at.columns; i < at.stored; ++i) out[i] = static_cast<Out>(0.0f);
+  for (int64_t i = dims.columns; i < dims.stored; ++i) out[i] = static_cast<Out>(0.0f);
 }
 
 template <class In, class Out>
 void grad_of_rows(const Tensor& logits, const Tensor& targets, const Tensor& inverse_temperature, const Tensor& rows,
-                  const Logits& at, Tensor& out) {
+                  const Logits& dims, Tensor& out) {
   const In* x = logits.const_data_ptr<In>();
   const int64_t* target = targets.const_data_ptr<int64_t>();
   const float *scale = inverse_temperature.const_data_ptr<float>(), *row = rows.const_data_ptr<float>();
   Out* grad = out.mutable_data_ptr<Out>();
   const int64_t out_stride = out.stride(0);
-  torch::stable::parallel_for(0, at.tokens, 1, [&](int64_t begin, int64_t end) {
+  torch::stable::parallel_for(0, dims.tokens, 1, [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t)
-      grad_of_row(x + t * at.stride, grad + t * out_stride, at, target[t], scale[t], row + t);
+      grad_of_row(x + t * dims.stride, grad + t * out_stride, dims, target[t], scale[t], row + t);
   });
 }
 
 void token_grad(const Tensor& logits, const Tensor& targets, const Tensor& inverse_temperature, const Tensor& rows,
                 int64_t columns, int64_t first, int64_t ignore, Tensor out) {
-  const Logits at = check_logits(logits, targets, inverse_temperature, columns, first, ignore);
+  const Logits dims = check_logits(logits, targets, inverse_temperature, columns, first, ignore);
   check_grad(logits, rows, out);
   const ScalarType in = logits.scalar_type(), to = out.scalar_type();
   const auto run = [&]<class In, class Out>() {
-    grad_of_rows<In, Out>(logits, targets, inverse_temperature, rows, at, out);
+    grad_of_rows<In, Out>(logits, targets, inverse_temperature, rows, dims, out);
   };
   if (in == ScalarType::Float && to == ScalarType::Float) return run.operator()<float, float>();
   if (in == ScalarType::Float && to == ScalarType::BFloat16) return run.operator()<float, BFloat16>();
@@ -239,7 +248,7 @@ void token_grad(const Tensor& logits, const Tensor& targets, const Tensor& inver
   STD_TORCH_CHECK(false, "logits and out must be both fp32, both bf16 or both fp16, or fp32 to one of the others");
 }
 
-// What the operators' arguments and results mean: one more with every change of it (VERSION in ops/kernels.py).
+// Version of the operators' interface. Raise it, and VERSION in ops/kernels.py, whenever arguments or results change.
 int64_t version() { return 2; }
 
 }  // namespace

@@ -1,4 +1,4 @@
-// The token operators on CUDA.
+// CUDA registration of the token operators, and the only CUDA translation unit.
 #include "launch.cuh"
 
 STABLE_TORCH_LIBRARY_IMPL(octo, CUDA, m) {

@@ -1,24 +1,25 @@
-// The row kernels: one block a row, persistent over rows, each row read once forward and once backward.
+// The row kernels. One thread block takes one row at a time and walks over rows; a row is read once forward and once
+// backward.
 //
-// Which thread takes which column depends on the vocabulary's size alone, never on the batch, the row's number or its
-// alignment, and partial results are joined in a fixed order: a row's result is the same bits in any batch.
+// The mapping of columns to threads depends on the vocabulary size alone, not on the batch, the row or its alignment,
+// and partial results are merged in a fixed order. A row's result is therefore bit-identical in any batch.
 //
-// At 4.8 TB/s of bf16 a multiprocessor has ten values a cycle, and 128 lanes for them: about twelve instructions a value
-// are all there is. So differences are taken between logits as they are read, and temperature and the change from e to
-// 2 are one factor.
+// Instruction budget: at 4.8 TB/s of bf16 a multiprocessor receives ten values a cycle and has 128 lanes, which leaves
+// about twelve instructions a value. That is why logits are subtracted as they are read, and 1 / temperature and
+// log2(e) are one factor.
 #pragma once
 #include "common.h"
 #include "rows.cuh"
 
 namespace octo {
 
-// Vectors of which a thread has the loads in flight: 64 bytes, where unaligned ones take two loads each.
+// Vectors that a thread loads before it uses the first: 64 bytes in flight, as an unaligned vector takes two loads.
 template <bool kAligned> constexpr int kInFlight = kAligned ? 4 : 2;
-constexpr int kResident = 1024;  // threads of a multiprocessor, which leaves each 64 registers
+constexpr int kResident = 1024;  // resident threads a multiprocessor; leaves 64 registers each
 constexpr float kLog2OfE = 1.4426950408889634f;
 
-// 2^x to 2 units in the last place, 0 where that is below 2^-126.
-__device__ __forceinline__ float exp2_of(float x) {
+// 2^x within 2 ulp; flushes results below 2^-126 to 0.
+__device__ __forceinline__ float fast_exp2(float x) {
 #ifdef __CUDA_ARCH__
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
@@ -28,44 +29,50 @@ __device__ __forceinline__ float exp2_of(float x) {
 #endif
 }
 
-// Of a row's logits x: the maximum, sum of e^(scale d), and for the entropy sum of d e^(scale d), with d = x - maximum.
-// Multiplications and additions are fused where it is said, or aligned rows and others could round differently.
+// Statistics of a row x: the maximum, sum of e^(scale * d), and for the entropy sum of d * e^(scale * d), with
+// d = x - maximum. Every fused multiply-add below is explicit: left to the compiler, aligned and unaligned rows could
+// round differently.
 struct Stats {
   float maximum, sum, weighted;
 };
 
-// How a row's differences become exponents.
+// Turns a difference d = x - maximum into e^(scale * d).
 struct Scale {
-  float of_2, lowest;
-  __device__ __forceinline__ explicit Scale(float scale) : of_2(scale * kLog2OfE), lowest(kLowest / scale) {}
-  // Held from below where e^(scale d) is 0: 0 times what is held is not NaN, as 0 times -inf is. NaN passes.
+  float log2_factor, lowest;
+  __device__ __forceinline__ explicit Scale(float scale) : log2_factor(scale * kLog2OfE), lowest(kLowest / scale) {}
+  // Clamps d from below where e^(scale * d) is 0, so that d * e^(scale * d) is 0 and not 0 * -inf = NaN. Keeps NaN.
   __device__ __forceinline__ float clamped(float d) const { return d < lowest ? lowest : d; }
-  __device__ __forceinline__ float exp(float d) const { return exp2_of(d * of_2); }
+  __device__ __forceinline__ float exp(float d) const { return fast_exp2(d * log2_factor); }
 };
 
+// The same statistics relative to a larger maximum.
 template <bool kWithEntropy>
-__device__ __forceinline__ Stats moved_to(Stats s, float maximum, Scale scale) {
-  if (s.maximum == -INFINITY) return {maximum, s.sum, 0.0f};  // nothing yet: its sum is 0, or NaN, which must pass
+__device__ __forceinline__ Stats rescaled(Stats s, float maximum, Scale scale) {
+  if (s.maximum == -INFINITY) return {maximum, s.sum, 0.0f};  // empty so far; the sum is 0, or NaN, which must be kept
   const float shift = scale.clamped(s.maximum - maximum), factor = scale.exp(shift);
   return {maximum, s.sum * factor, kWithEntropy ? factor * fmaf(shift, s.sum, s.weighted) : 0.0f};
 }
 
+// Statistics of two parts of a row together.
 template <bool kWithEntropy>
-__device__ __forceinline__ Stats join(Stats a, Stats b, Scale scale) {
+__device__ __forceinline__ Stats merge(Stats a, Stats b, Scale scale) {
   const float maximum = fmaxf(a.maximum, b.maximum);
-  a = moved_to<kWithEntropy>(a, maximum, scale);
-  b = moved_to<kWithEntropy>(b, maximum, scale);
+  a = rescaled<kWithEntropy>(a, maximum, scale);
+  b = rescaled<kWithEntropy>(b, maximum, scale);
   return {maximum, a.sum + b.sum, a.weighted + b.weighted};
 }
 
+// Adds kCount logits to a thread's statistics.
 template <bool kWithEntropy, int kCount>
-__device__ __forceinline__ void absorb(Stats& s, const float (&x)[kCount], Scale scale) {
+__device__ __forceinline__ void accumulate(Stats& s, const float (&x)[kCount], Scale scale) {
+  // 1. Update the running maximum and rescale the sums to it.
   float top = x[0];
 #pragma unroll
   for (int i = 1; i < kCount; ++i) top = fmaxf(top, x[i]);
-  if (top > s.maximum) s = moved_to<kWithEntropy>(s, top, scale);
+  if (top > s.maximum) s = rescaled<kWithEntropy>(s, top, scale);
+  // 2. Add the terms.
   const float base = s.maximum == -INFINITY ? 0.0f : s.maximum;
-  float sum, weighted;  // of these few first: long runs of equal terms round alike
+  float sum, weighted;  // of this vector first: equal terms round alike, and their errors would add up in a long sum
 #pragma unroll
   for (int i = 0; i < kCount; ++i) {
     float d = x[i] - base;
@@ -78,36 +85,38 @@ __device__ __forceinline__ void absorb(Stats& s, const float (&x)[kCount], Scale
   if constexpr (kWithEntropy) s.weighted += weighted;
 }
 
+// Statistics of a warp's 32 parts together, in every lane.
 template <bool kWithEntropy>
-__device__ __forceinline__ Stats join_warp(Stats s, Scale scale) {
+__device__ __forceinline__ Stats merge_warp(Stats s, Scale scale) {
   for (int offset = kWarp / 2; offset > 0; offset /= 2) {
     Stats other{__shfl_xor_sync(~0u, s.maximum, offset), __shfl_xor_sync(~0u, s.sum, offset), 0.0f};
     if constexpr (kWithEntropy) other.weighted = __shfl_xor_sync(~0u, s.weighted, offset);
-    s = join<kWithEntropy>(s, other, scale);
+    s = merge<kWithEntropy>(s, other, scale);
   }
   return s;
 }
 
-// Of all the block's threads, in its first warp.
+// Statistics of all threads of the block together; valid in the first warp.
 template <int kThreads, bool kWithEntropy>
-__device__ __forceinline__ Stats join_block(Stats s, Scale scale) {
-  __shared__ Stats of_warp[kThreads / kWarp];
-  s = join_warp<kWithEntropy>(s, scale);
-  __syncthreads();  // the last row's values have been read
-  if (threadIdx.x % kWarp == 0) of_warp[threadIdx.x / kWarp] = s;
+__device__ __forceinline__ Stats merge_block(Stats s, Scale scale) {
+  __shared__ Stats warp_stats[kThreads / kWarp];
+  s = merge_warp<kWithEntropy>(s, scale);
+  __syncthreads();  // the previous row's values have been read
+  if (threadIdx.x % kWarp == 0) warp_stats[threadIdx.x / kWarp] = s;
   __syncthreads();
   if (threadIdx.x >= kWarp) return s;
-  s = threadIdx.x < kThreads / kWarp ? of_warp[threadIdx.x] : Stats{-INFINITY, 0.0f, 0.0f};
-  return join_warp<kWithEntropy>(s, scale);
+  s = threadIdx.x < kThreads / kWarp ? warp_stats[threadIdx.x] : Stats{-INFINITY, 0.0f, 0.0f};
+  return merge_warp<kWithEntropy>(s, scale);
 }
 
-// A thread's part of a row's statistics.
+// Statistics of the columns of a row that this thread takes.
 template <class T, int kThreads, bool kWithEntropy, bool kAligned>
-__device__ __forceinline__ Stats part_of_row(const T* values, int columns, Scale scale) {
+__device__ __forceinline__ Stats thread_stats(const T* values, int columns, Scale scale) {
   constexpr int kWidth = width_of<T>, kUnroll = kInFlight<kAligned>;
   const Row<T, kWidth, kAligned> row(values);
   const int vectors = columns / kWidth;
   Stats s{-INFINITY, 0.0f, 0.0f};
+  // 1. Whole vectors, kUnroll at a time.
   for (int start = threadIdx.x; start < vectors; start += kThreads * kUnroll) {
     Packed<T, kWidth> packed[kUnroll];
 #pragma unroll
@@ -118,13 +127,14 @@ __device__ __forceinline__ Stats part_of_row(const T* values, int columns, Scale
       if (start + u * kThreads >= vectors) continue;
       float x[kWidth];
       unpack<T, kWidth>(packed[u], x);
-      absorb<kWithEntropy, kWidth>(s, x, scale);
+      accumulate<kWithEntropy, kWidth>(s, x, scale);
     }
   }
+  // 2. The last columns, fewer than a vector.
   const int rest = vectors * kWidth + threadIdx.x;
   if (rest < columns) {
     const float x[1] = {to_float(values[rest])};
-    absorb<kWithEntropy, 1>(s, x, scale);
+    accumulate<kWithEntropy, 1>(s, x, scale);
   }
   return s;
 }
@@ -132,33 +142,35 @@ __device__ __forceinline__ Stats part_of_row(const T* values, int columns, Scale
 template <class T, int kThreads, bool kWithEntropy>
 __global__ void __launch_bounds__(kThreads, kResident / kThreads)
     stats_kernel(const T* __restrict__ logits, const int64_t* __restrict__ targets,
-                 const float* __restrict__ inverse_temperature, float* __restrict__ stats, Logits at) {
-  for (int64_t token = blockIdx.x; token < at.tokens; token += gridDim.x) {
+                 const float* __restrict__ inverse_temperature, float* __restrict__ stats, Logits dims) {
+  for (int64_t token = blockIdx.x; token < dims.tokens; token += gridDim.x) {
     const int64_t target = targets[token];
     float* out = stats + token;
-    if (target == at.ignore) {  // the same for the whole block
+    if (target == dims.ignore) {  // uniform over the block
       if (threadIdx.x == 0) {
-        out[0] = 0.0f, out[at.tokens] = 1.0f, out[2 * at.tokens] = 0.0f, out[3 * at.tokens] = 0.0f;
+        out[0] = 0.0f, out[dims.tokens] = 1.0f, out[2 * dims.tokens] = 0.0f, out[3 * dims.tokens] = 0.0f;
       }
       continue;
     }
-    const T* row = logits + token * at.stride;
-    const int columns = static_cast<int>(at.columns);
+    // 1. Statistics of the row, over all threads.
+    const T* row = logits + token * dims.stride;
+    const int columns = static_cast<int>(dims.columns);
     const float factor = inverse_temperature[token];
     const Scale scale(factor);
-    Stats s = is_aligned<T, width_of<T>>(row) ? part_of_row<T, kThreads, kWithEntropy, true>(row, columns, scale)
-                                              : part_of_row<T, kThreads, kWithEntropy, false>(row, columns, scale);
-    s = join_block<kThreads, kWithEntropy>(s, scale);
+    Stats s = is_aligned<T, width_of<T>>(row) ? thread_stats<T, kThreads, kWithEntropy, true>(row, columns, scale)
+                                              : thread_stats<T, kThreads, kWithEntropy, false>(row, columns, scale);
+    s = merge_block<kThreads, kWithEntropy>(s, scale);
+    // 2. Written by one thread, with the logit at the target.
     if (threadIdx.x == 0) {
-      const int64_t column = target - at.first;
+      const int64_t column = target - dims.first;
       const bool is_here = 0 <= column && column < columns;
-      out[0] = s.maximum, out[at.tokens] = s.sum, out[2 * at.tokens] = s.weighted * factor;
-      out[3 * at.tokens] = is_here ? to_float(row[column]) : -INFINITY;
+      out[0] = s.maximum, out[dims.tokens] = s.sum, out[2 * dims.tokens] = s.weighted * factor;
+      out[3 * dims.tokens] = is_here ? to_float(row[column]) : -INFINITY;
     }
   }
 }
 
-// What the gradient of a token's logits is made of.
+// The gradient of a token's logits, as a function of the logit.
 struct Gradient {
   float scale, maximum, log_sum, entropy, grad_log_prob, grad_lse, grad_entropy, grad_p;
 
@@ -167,25 +179,27 @@ struct Gradient {
     return lp < kLowest ? kLowest : lp;
   }
   __device__ __forceinline__ float operator()(float x) const {
-    const float lp = log_p(x), p = exp2_of(lp * kLog2OfE);
+    const float lp = log_p(x), p = fast_exp2(lp * kLog2OfE);
     return scale * (p * fmaf(-grad_entropy, lp + entropy, grad_p));
   }
-  // Of the target's 1 - p nothing would be left by subtraction where p is near 1.
+  // 1 - p cancels catastrophically near p = 1; use expm1.
   __device__ __forceinline__ float at_target(float x) const {
-    const float lp = log_p(x), p = exp2_of(lp * kLog2OfE);
+    const float lp = log_p(x), p = fast_exp2(lp * kLog2OfE);
     return scale * fmaf(-grad_log_prob, expm1f(lp), p * fmaf(-grad_entropy, lp + entropy, grad_lse));
   }
 };
 
-// Gradients of a row's vectors, over the row itself where `to` is `from`: a value is read by its own thread alone, and
-// what else that reads, at the ends of an aligned 16 bytes, is shifted out. `target` is a column, or -1.
+// Gradients of a row's whole vectors. `to` may be `from`: each value is used only by the thread that overwrites it; the
+// neighbours' bytes that an unaligned load also reads are shifted out. `target` is a column, or -1 for none.
 template <class In, class Out, int kThreads, bool kAligned>
 __device__ __forceinline__ void grad_of_row(const In* from, Out* to, int vectors, const Gradient& gradient, int target) {
   constexpr int kWidth = width_of<In>, kUnroll = kInFlight<kAligned>;
   const Row<In, kWidth, kAligned> row(from);
   const Row<Out, kWidth, kAligned> grad(to);
-  for (int first = 0; first < vectors; first += kThreads * kUnroll) {  // the same for the whole block: lanes trade
+  // The loop is uniform over the block, because lanes exchange values in `store`.
+  for (int first = 0; first < vectors; first += kThreads * kUnroll) {
     const int start = first + threadIdx.x;
+    // 1. Load kUnroll vectors.
     Packed<In, kWidth> packed[kUnroll];
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u)
@@ -201,12 +215,12 @@ __device__ __forceinline__ void grad_of_row(const In* from, Out* to, int vectors
         for (int i = 0; i < kWidth; ++i) g[i] = gradient(x[i]);
         if (target >= 0 && target / kWidth == vector) {
           const int place = target % kWidth;
-          float of_target = x[0];
+          float target_logit = x[0];
 #pragma unroll
-          for (int i = 1; i < kWidth; ++i) of_target = i == place ? x[i] : of_target;
-          of_target = gradient.at_target(of_target);
+          for (int i = 1; i < kWidth; ++i) target_logit = i == place ? x[i] : target_logit;
+          const float target_grad = gradient.at_target(target_logit);
 #pragma unroll
-          for (int i = 0; i < kWidth; ++i) g[i] = i == place ? of_target : g[i];
+          for (int i = 0; i < kWidth; ++i) g[i] = i == place ? target_grad : g[i];
         }
         packed_grad = pack<Out, kWidth>(g);
       }
@@ -218,33 +232,36 @@ __device__ __forceinline__ void grad_of_row(const In* from, Out* to, int vectors
 template <class In, class Out, int kThreads>
 __global__ void __launch_bounds__(kThreads, kResident / kThreads)
     grad_kernel(const In* logits, const int64_t* __restrict__ targets, const float* __restrict__ inverse_temperature,
-                const float* __restrict__ rows, Out* out, int64_t out_stride, Logits at) {  // out may be logits
+                const float* __restrict__ rows, Out* out, int64_t out_stride, Logits dims) {  // out may be logits
   constexpr int kWidth = width_of<In>;
-  for (int64_t token = blockIdx.x; token < at.tokens; token += gridDim.x) {
-    const In* row = logits + token * at.stride;
+  for (int64_t token = blockIdx.x; token < dims.tokens; token += gridDim.x) {
+    const In* row = logits + token * dims.stride;
     Out* grad = out + token * out_stride;
-    if (targets[token] == at.ignore) {
-      clear(grad, grad + at.stored, kThreads);
+    if (targets[token] == dims.ignore) {
+      clear(grad, grad + dims.stored, kThreads);
       continue;
     }
-    const auto of_token = [&](GradRow which) { return rows[which * at.tokens + token]; };
-    const float grad_log_prob = of_token(kGradLogProb), grad_lse = of_token(kGradLogSumExp);
-    const Gradient gradient{inverse_temperature[token], of_token(kMaximum), of_token(kLogSum),
-                            of_token(kEntropy), grad_log_prob, grad_lse,
-                            of_token(kGradEntropy), grad_lse - grad_log_prob};
-    const int64_t column = targets[token] - at.first;
-    const int columns = static_cast<int>(at.columns), vectors = columns / kWidth;
+    // 1. The token's forward results and upstream gradients.
+    const auto token_value = [&](GradRow which) { return rows[which * dims.tokens + token]; };
+    const float grad_log_prob = token_value(kGradLogProb), grad_lse = token_value(kGradLogSumExp);
+    const Gradient gradient{inverse_temperature[token], token_value(kMaximum), token_value(kLogSum),
+                            token_value(kEntropy), grad_log_prob, grad_lse,
+                            token_value(kGradEntropy), grad_lse - grad_log_prob};
+    const int64_t column = targets[token] - dims.first;
+    const int columns = static_cast<int>(dims.columns), vectors = columns / kWidth;
     const int target = 0 <= column && column < columns ? static_cast<int>(column) : -1;
+    // 2. Whole vectors.
     if (is_aligned<In, kWidth>(row) && is_aligned<Out, kWidth>(grad))
       grad_of_row<In, Out, kThreads, true>(row, grad, vectors, gradient, target);
     else
       grad_of_row<In, Out, kThreads, false>(row, grad, vectors, gradient, target);
+    // 3. The last columns, fewer than a vector, and zeros over the padding.
     const int rest = vectors * kWidth + threadIdx.x;
     if (rest < columns) {
       const float x = to_float(row[rest]);
       grad[rest] = from_float<Out>(rest == target ? gradient.at_target(x) : gradient(x));
     }
-    clear(grad + at.columns, grad + at.stored, kThreads);
+    clear(grad + dims.columns, grad + dims.stored, kThreads);
   }
 }
 

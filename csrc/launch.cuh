@@ -1,4 +1,4 @@
-// The token operators on the host's side: checks, the current stream, and as many blocks as the device holds.
+// Host side of the CUDA token operators: checks, the current stream, and a grid that fills the device.
 #pragma once
 #include "kernels.cuh"
 
@@ -6,13 +6,13 @@
 
 #include <algorithm>
 
-// These are in libtorch_cuda only. Weak, so that the same library loads in a torch with no CUDA, where they are null and
-// never called; linked with --no-as-needed -ltorch, so that a torch with CUDA resolves them.
+// These symbols exist only in libtorch_cuda. They are weak so that the same library loads in a torch without CUDA,
+// where they are null and never called. setup.py links with --no-as-needed -ltorch, so a torch with CUDA resolves them.
 #pragma weak aoti_torch_get_current_cuda_stream
 #pragma weak torch_c10_cuda_check_msg
 #pragma weak torch_c10_cuda_free_error_msg
 
-#ifndef OCTO_LAUNCH  // tests/ops/emulation/cuda.h, which runs the kernels where no GPU is, has its own
+#ifndef OCTO_LAUNCH  // tests/ops/emulation/cuda.h defines its own, to run the kernels without a GPU
 #define OCTO_LAUNCH(kernel, blocks, threads, stream) kernel<<<blocks, threads, 0, stream>>>
 #endif
 
@@ -25,9 +25,9 @@ cudaStream_t current_stream(const Tensor& tensor) {
   return static_cast<cudaStream_t>(stream);
 }
 
-// Enough blocks to fill every multiprocessor; each then walks its rows.
+// Enough blocks to fill every multiprocessor; each then loops over rows.
 template <class Kernel>
-unsigned grid_of(Kernel kernel, int threads, int64_t tokens) {
+unsigned grid_size(Kernel kernel, int threads, int64_t tokens) {
   int device = 0, processors = 1, blocks = 1;
   STD_CUDA_CHECK(cudaGetDevice(&device));
   STD_CUDA_CHECK(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device));
@@ -35,34 +35,34 @@ unsigned grid_of(Kernel kernel, int threads, int64_t tokens) {
   return static_cast<unsigned>(std::min<int64_t>(tokens, static_cast<int64_t>(processors) * std::max(blocks, 1)));
 }
 
-constexpr int64_t kSmallVocabulary = 4096;  // beyond it a row has work for many warps
+constexpr int64_t kSmallVocabulary = 4096;  // above it a row has work for many warps
 
 template <class T>
-void launch_stats(const Tensor& logits, const Tensor& targets, const Tensor& inverse_temperature, const Logits& at,
+void launch_stats(const Tensor& logits, const Tensor& targets, const Tensor& inverse_temperature, const Logits& dims,
                   bool entropy, Tensor& stats) {
   const auto run = [&]<int kThreads, bool kWithEntropy>() {
     auto* kernel = stats_kernel<T, kThreads, kWithEntropy>;
-    OCTO_LAUNCH(kernel, grid_of(kernel, kThreads, at.tokens), kThreads, current_stream(logits))(
+    OCTO_LAUNCH(kernel, grid_size(kernel, kThreads, dims.tokens), kThreads, current_stream(logits))(
         static_cast<const T*>(logits.const_data_ptr()), targets.const_data_ptr<int64_t>(),
-        inverse_temperature.const_data_ptr<float>(), stats.mutable_data_ptr<float>(), at);
+        inverse_temperature.const_data_ptr<float>(), stats.mutable_data_ptr<float>(), dims);
     STD_CUDA_KERNEL_LAUNCH_CHECK();
   };
-  if (at.columns <= kSmallVocabulary) return entropy ? run.template operator()<128, true>() : run.template operator()<128, false>();
+  if (dims.columns <= kSmallVocabulary) return entropy ? run.template operator()<128, true>() : run.template operator()<128, false>();
   return entropy ? run.template operator()<512, true>() : run.template operator()<512, false>();
 }
 
 Tensor token_stats(const Tensor& logits, const Tensor& targets, const Tensor& inverse_temperature, int64_t columns,
                    int64_t first, int64_t ignore, bool entropy) {
-  const Logits at = check_logits(logits, targets, inverse_temperature, columns, first, ignore);
+  const Logits dims = check_logits(logits, targets, inverse_temperature, columns, first, ignore);
   const torch::stable::accelerator::DeviceGuard guard(logits.get_device_index());
-  Tensor stats = torch::stable::new_empty(logits, std::vector<int64_t>{4, at.tokens}, ScalarType::Float);
-  if (at.tokens == 0) return stats;
+  Tensor stats = torch::stable::new_empty(logits, std::vector<int64_t>{4, dims.tokens}, ScalarType::Float);
+  if (dims.tokens == 0) return stats;
   switch (logits.scalar_type()) {
-    case ScalarType::Float: launch_stats<float>(logits, targets, inverse_temperature, at, entropy, stats); break;
+    case ScalarType::Float: launch_stats<float>(logits, targets, inverse_temperature, dims, entropy, stats); break;
     case ScalarType::BFloat16:
-      launch_stats<__nv_bfloat16>(logits, targets, inverse_temperature, at, entropy, stats);
+      launch_stats<__nv_bfloat16>(logits, targets, inverse_temperature, dims, entropy, stats);
       break;
-    case ScalarType::Half: launch_stats<__half>(logits, targets, inverse_temperature, at, entropy, stats); break;
+    case ScalarType::Half: launch_stats<__half>(logits, targets, inverse_temperature, dims, entropy, stats); break;
     default: STD_TORCH_CHECK(false, "logits must be fp32, bf16 or fp16");
   }
   return stats;
@@ -70,27 +70,27 @@ Tensor token_stats(const Tensor& logits, const Tensor& targets, const Tensor& in
 
 template <class In, class Out>
 void launch_grad(const Tensor& logits, const Tensor& targets, const Tensor& inverse_temperature, const Tensor& rows,
-                 const Logits& at, Tensor& out) {
+                 const Logits& dims, Tensor& out) {
   const auto run = [&]<int kThreads>() {
     auto* kernel = grad_kernel<In, Out, kThreads>;
-    OCTO_LAUNCH(kernel, grid_of(kernel, kThreads, at.tokens), kThreads, current_stream(logits))(
+    OCTO_LAUNCH(kernel, grid_size(kernel, kThreads, dims.tokens), kThreads, current_stream(logits))(
         static_cast<const In*>(logits.const_data_ptr()), targets.const_data_ptr<int64_t>(),
         inverse_temperature.const_data_ptr<float>(), rows.const_data_ptr<float>(),
-        static_cast<Out*>(out.mutable_data_ptr()), out.stride(0), at);
+        static_cast<Out*>(out.mutable_data_ptr()), out.stride(0), dims);
     STD_CUDA_KERNEL_LAUNCH_CHECK();
   };
-  return at.columns <= kSmallVocabulary ? run.template operator()<128>() : run.template operator()<512>();
+  return dims.columns <= kSmallVocabulary ? run.template operator()<128>() : run.template operator()<512>();
 }
 
 void token_grad(const Tensor& logits, const Tensor& targets, const Tensor& inverse_temperature, const Tensor& rows,
                 int64_t columns, int64_t first, int64_t ignore, Tensor out) {
-  const Logits at = check_logits(logits, targets, inverse_temperature, columns, first, ignore);
+  const Logits dims = check_logits(logits, targets, inverse_temperature, columns, first, ignore);
   check_grad(logits, rows, out);
-  if (at.tokens == 0) return;
+  if (dims.tokens == 0) return;
   const torch::stable::accelerator::DeviceGuard guard(logits.get_device_index());
   const ScalarType in = logits.scalar_type(), to = out.scalar_type();
   const auto run = [&]<class In, class Out>() {
-    launch_grad<In, Out>(logits, targets, inverse_temperature, rows, at, out);
+    launch_grad<In, Out>(logits, targets, inverse_temperature, rows, dims, out);
   };
   if (in == ScalarType::Float && to == ScalarType::Float) return run.template operator()<float, float>();
   if (in == ScalarType::Float && to == ScalarType::BFloat16) return run.template operator()<float, __nv_bfloat16>();

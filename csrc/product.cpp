@@ -1,6 +1,6 @@
-// Products of bf16 matrices with fp32 results on the CPU, which torch has no operator for: its own round the result to
-// bf16. By oneDNN's micro-kernels, as torch offers them to compiled code (ATen/native/CPUBlas.h). They are no part of the
-// stable ABI, so they are looked up as weak symbols: in a torch without them, or with others, there are no products here.
+// Products of bf16 matrices with fp32 results on the CPU. torch has no operator for them: its own rounds the result to
+// bf16. They use oneDNN's micro-kernels, which torch exports for compiled code (ATen/native/CPUBlas.h). These are not
+// part of the stable ABI, so they are weak symbols; in a torch that lacks them, has_bf16_product() is false.
 #include "common.h"
 
 #include <algorithm>
@@ -13,7 +13,7 @@ namespace at::native::cpublas {
 
 using torch::headeronly::BFloat16;
 
-// c (m, n) = a (m, k) @ b, or added to c; b lies as pairs of rows, interleaved: (k / 2, n, 2)
+// c (m, n) = a (m, k) @ b, or c += a @ b. b is packed as interleaved pairs of rows: (k / 2, n, 2).
 [[gnu::weak]] void brgemm(int64_t m, int64_t n, int64_t k, int64_t stride_a, int64_t stride_b, int64_t stride_c,
                           bool add, const BFloat16* a, const BFloat16* b, float* c, bool b_is_interleaved);
 [[gnu::weak]] void brgemm_release(bool b_is_interleaved);
@@ -25,7 +25,7 @@ namespace {
 
 using at::native::cpublas::BFloat16;
 
-// A panel of b is packed once and used by all rows of a: 2,048 x 64 of it are 256 KiB, and fit the second-level cache.
+// A panel of b is packed once and used by all rows of a. A panel of 2,048 x 64 is 256 KiB and fits the L2 cache.
 constexpr int64_t kRows = 64, kColumns = 64, kDepth = 2048;
 
 bool has_bf16_product() {
@@ -37,7 +37,7 @@ bool has_bf16_product() {
 #endif
 }
 
-// From b (k, n): two rows become one of pairs.
+// Packs b (k, n): interleaves each pair of rows.
 void interleave(const uint16_t* b, int64_t stride, int64_t pairs, int64_t n, uint32_t* packed) {
   for (int64_t pair = 0; pair < pairs; ++pair) {
     const uint16_t *even = b + 2 * pair * stride, *odd = even + stride;
@@ -46,7 +46,7 @@ void interleave(const uint16_t* b, int64_t stride, int64_t pairs, int64_t n, uin
   }
 }
 
-// From b (n, k), where pairs lie together: they are transposed.
+// Packs b (n, k), in which pairs are already adjacent: transposes them, 8 x 8 pairs at a time with AVX2.
 void transpose(const uint16_t* b, int64_t stride, int64_t pairs, int64_t n, uint32_t* packed) {
   const auto scalar = [&](int64_t row, int64_t from) {
     for (int64_t pair = from; pair < pairs; ++pair) {
@@ -84,18 +84,19 @@ void transpose(const uint16_t* b, int64_t stride, int64_t pairs, int64_t n, uint
   for (; row < n; ++row) scalar(row, 0);
 }
 
-// out (m, n) = a (m, k) @ b, or added to out. b is (k, n), or (n, k) where b_is_transposed.
+// out (m, n) = a (m, k) @ b, or out += a @ b where `add`. b is (k, n), or (n, k) where b_is_transposed.
 void bf16_product(const Tensor& a, const Tensor& b, bool b_is_transposed, bool add, Tensor out) {
-  STD_TORCH_CHECK(has_bf16_product(), "this machine, or this torch, has no products of bf16 with fp32 results");
+  STD_TORCH_CHECK(has_bf16_product(), "this CPU, or this torch, has no bf16 products with fp32 results");
   const int64_t m = a.size(0), k = a.size(1), n = out.size(1);
   STD_TORCH_CHECK(a.scalar_type() == ScalarType::BFloat16 && b.scalar_type() == ScalarType::BFloat16 &&
                       out.scalar_type() == ScalarType::Float,
                   "a and b must be bf16, out fp32");
   STD_TORCH_CHECK(out.size(0) == m && b.size(0) == (b_is_transposed ? n : k) && b.size(1) == (b_is_transposed ? k : n),
-                  "the sizes of a, b and out do not fit");
-  STD_TORCH_CHECK(k > 0 && k % 2 == 0, "k must be even, and is ", k);
-  const auto has_rows = [](const Tensor& x) { return x.stride(1) == 1 || x.size(1) == 1; };
-  STD_TORCH_CHECK(has_rows(a) && has_rows(b) && has_rows(out), "rows must be contiguous");
+                  "the sizes of a, b and out do not match");
+  STD_TORCH_CHECK(k > 0 && k % 2 == 0, "k must be even and above 0, and is ", k);
+  const auto has_contiguous_rows = [](const Tensor& x) { return x.stride(1) == 1 || x.size(1) == 1; };
+  STD_TORCH_CHECK(has_contiguous_rows(a) && has_contiguous_rows(b) && has_contiguous_rows(out),
+                  "rows must be contiguous");
   const int64_t stride_a = a.stride(0), stride_b = b.stride(0), stride_out = out.stride(0);
   const BFloat16* left = a.const_data_ptr<BFloat16>();
   const auto* right = reinterpret_cast<const uint16_t*>(b.const_data_ptr<BFloat16>());

@@ -1,10 +1,10 @@
-// Rows of values read and written 16 bytes at a time, wherever in memory they begin.
+// Reads and writes rows 16 bytes at a time, at any alignment.
 //
-// Vector v of a row is its values [v * width, (v + 1) * width), in every row: which values a thread has must not depend
-// on where a row lies, or sums would. A row of 128,257 bf16 begins at any even address, so its vectors lie across two
-// aligned ones: both are read, and the wanted bytes shifted out; written, neighbouring threads hand on what the next
-// aligned 16 bytes begin with. No byte is written that is not the thread's own or handed to it, and none is read
-// outside the aligned 16 bytes that hold a wanted one, which no allocation ends within.
+// Vector v of a row is always its values [v * width, (v + 1) * width). The mapping of values to threads must not depend
+// on the row's address, or the sums would too. A row of 128,257 bf16 can begin at any even address, so a vector may lie
+// across two aligned 16-byte words. To load it, a thread reads both words and shifts the wanted bytes out. To store it,
+// neighbouring threads exchange values so that each writes one aligned word. A thread writes only its own bytes and its
+// neighbour's. Loads stay within the aligned words that hold a wanted byte, and no allocation ends inside such a word.
 #pragma once
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -31,19 +31,20 @@ __device__ __forceinline__ To bit_cast(const From& from) {
   return to;
 }
 
-// A vector has as many values as 16 bytes of logits hold, of any type: one of a narrower type is shorter.
+// Values in a vector: as many as fit 16 bytes of the logits' type. A gradient vector of a narrower type has as many
+// values, and so fewer bytes.
 template <class T> constexpr int width_of = 16 / sizeof(T);
 
-// A vector's bytes, as they are moved and shifted: 16-bit values unpacked would take a register each.
+// The bytes of a vector. They stay packed while they are moved, as unpacked 16-bit values would take a register each.
 template <int kWords>
 struct alignas(4 * kWords) Words {
   uint32_t words[kWords];
 };
 template <class T, int kWidth> using Packed = Words<sizeof(T) * kWidth / 4>;
 
-template <class T> struct Pair;  // of 16-bit values in a word, the first in its lower half
+template <class T> struct Pair;  // two 16-bit values in a 32-bit word, the first in the lower half
 template <> struct Pair<__nv_bfloat16> {
-  static __device__ __forceinline__ float2 unpack(uint32_t word) {  // an instruction each
+  static __device__ __forceinline__ float2 unpack(uint32_t word) {  // one instruction each
     return {bit_cast<float>(word << 16), bit_cast<float>(word & 0xffff0000u)};
   }
   static __device__ __forceinline__ uint32_t pack(float a, float b) { return bit_cast<uint32_t>(__floats2bfloat162_rn(a, b)); }
@@ -73,8 +74,8 @@ __device__ __forceinline__ Packed<T, kWidth> pack(const float (&values)[kWidth])
   return packed;
 }
 
-// Bytes [begin, begin + 4 * kWords) of `low` and what follows it, `high`; 0 <= begin < 4 * kWords. (Selections, not
-// indexing: registers have no addresses.)
+// Bytes [begin, begin + 4 * kWords) of `low` followed by `high`; 0 <= begin < 4 * kWords. Selects instead of indexing,
+// because registers have no addresses.
 template <int kWords>
 __device__ __forceinline__ Words<kWords> bytes_from(const Words<kWords>& low, const Words<kWords>& high,
                                                     unsigned begin) {
@@ -83,9 +84,9 @@ __device__ __forceinline__ Words<kWords> bytes_from(const Words<kWords>& low, co
   for (int i = 0; i < kWords; ++i) both[i] = low.words[i], both[kWords + i] = high.words[i];
 #pragma unroll
   for (int step = kWords / 2; step > 0; step /= 2) {
-    const bool is_beyond = begin & (4 * step);
+    const bool shifts = begin & (4 * step);
 #pragma unroll
-    for (int i = 0; i + step < 2 * kWords; ++i) both[i] = is_beyond ? both[i + step] : both[i];
+    for (int i = 0; i + step < 2 * kWords; ++i) both[i] = shifts ? both[i + step] : both[i];
   }
   Words<kWords> wanted;
 #pragma unroll
@@ -93,7 +94,7 @@ __device__ __forceinline__ Words<kWords> bytes_from(const Words<kWords>& low, co
   return wanted;
 }
 
-// A row's vectors. `kAligned`: the row is known to begin at a multiple of their size.
+// The vectors of a row. `kAligned`: the row is known to begin at a multiple of the vector's size.
 template <class T, int kWidth, bool kAligned>
 class Row {
   using Bytes = Packed<T, kWidth>;
@@ -102,18 +103,18 @@ class Row {
 
  public:
   __device__ __forceinline__ explicit Row(const T* begin)
-      : beyond_(kAligned ? 0 : reinterpret_cast<uintptr_t>(begin) % kBytes),
-        base_(reinterpret_cast<const char*>(begin) - beyond_) {}
+      : offset_(kAligned ? 0 : reinterpret_cast<uintptr_t>(begin) % kBytes),
+        base_(reinterpret_cast<const char*>(begin) - offset_) {}
 
   __device__ __forceinline__ Bytes load(int vector) const {
     const Bytes* place = reinterpret_cast<const Bytes*>(base_) + vector;
     const Bytes low = place[0];
     if constexpr (kAligned) return low;
-    const Bytes high = place[beyond_ == 0 ? 0 : 1];
-    return bytes_from(low, high, beyond_);
+    const Bytes high = place[offset_ == 0 ? 0 : 1];
+    return bytes_from(low, high, offset_);
   }
 
-  // Called by all lanes of a warp, lane i with vector `first + i`; those at or beyond `vectors` write nothing.
+  // Called by all lanes of a warp, lane i with vector `first + i`. Lanes at or beyond `vectors` write nothing.
   __device__ __forceinline__ void store(int vector, int vectors, const Bytes& mine) const {
     Bytes* place = reinterpret_cast<Bytes*>(const_cast<char*>(base_)) + vector;
     if constexpr (kAligned) {
@@ -125,14 +126,14 @@ class Row {
       if (vector >= vectors) return;
       const unsigned lane = threadIdx.x % kWarp;
       const bool is_first = lane == 0, is_last = lane == kWarp - 1 || vector + 1 == vectors;
-      if (!is_first) place[0] = beyond_ == 0 ? mine : bytes_from(before, mine, kBytes - beyond_);
+      if (!is_first) place[0] = offset_ == 0 ? mine : bytes_from(before, mine, kBytes - offset_);
       if (!is_first && !is_last) return;
-      // the ends of the warp's run share their 16 bytes with what another warp writes: value by value
+      // The first and the last word of the warp's run are shared with other warps, so they are written value by value.
       struct Values {
         T values[kWidth];
       } const v = bit_cast<Values>(mine);
-      T* values = reinterpret_cast<T*>(const_cast<char*>(base_) + beyond_) + static_cast<int64_t>(vector) * kWidth;
-      const int until_next = static_cast<int>((kBytes - beyond_) / sizeof(T));
+      T* values = reinterpret_cast<T*>(const_cast<char*>(base_) + offset_) + static_cast<int64_t>(vector) * kWidth;
+      const int until_next = static_cast<int>((kBytes - offset_) / sizeof(T));
 #pragma unroll
       for (int i = 0; i < kWidth; ++i)
         if (i < until_next ? is_first : is_last) values[i] = v.values[i];
@@ -140,8 +141,8 @@ class Row {
   }
 
  private:
-  unsigned beyond_;   // bytes from an aligned address to the row
-  const char* base_;  // a pointer, not a number: of a number the compiler does not know that it is in global memory
+  unsigned offset_;   // bytes from the aligned address below the row to the row
+  const char* base_;  // that address; a pointer, because for an integer the compiler cannot infer global memory
 };
 
 template <class T, int kWidth>
@@ -149,14 +150,14 @@ __device__ __forceinline__ bool is_aligned(const T* p) {
   return reinterpret_cast<uintptr_t>(p) % (sizeof(T) * kWidth) == 0;
 }
 
-// Zeros over [first, last), by all threads of a block.
+// Writes zeros over [first, last), with all threads of a block.
 template <class T>
 __device__ __forceinline__ void clear(T* first, T* last, int threads) {
   constexpr int kWidth = width_of<T>;
   T* from = first + (16 - reinterpret_cast<uintptr_t>(first) % 16) % 16 / sizeof(T);  // the first aligned address
   if (from > last) from = last;
   const int64_t vectors = (last - from) / kWidth;
-  // at most 15 bytes before and behind
+  // the unaligned ends are at most 15 bytes each
   if (first + threadIdx.x < from) first[threadIdx.x] = from_float<T>(0.0f);
 #pragma unroll 1
   for (int64_t v = threadIdx.x; v < vectors; v += threads) reinterpret_cast<Words<4>*>(from)[v] = Words<4>{};

@@ -1,5 +1,6 @@
 """Token log-probs from logits: one read forward, one read and one write backward, no fp32 copy of the logits."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -7,12 +8,23 @@ import torch
 from megatron_octo.errors import OperatorError
 from megatron_octo.ops import kernels
 from megatron_octo.ops.plain import accumulation_dtype
-from megatron_octo.ops.record import TokenLogProbs
-from megatron_octo.ops.shard import VocabShard, join_stats
+from megatron_octo.ops.shard import VocabShard, all_reduce_stats
 
 IGNORE_INDEX = -100
 LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 1e-6, 1e6
-"""Between them 1 / temperature, and its product with any logit up to 1e32, are numbers in fp32."""
+"""Within these limits 1 / temperature, and its product with a logit of up to 1e32, are finite in fp32."""
+
+
+@dataclass(frozen=True)
+class TokenLogProbs:
+    """Results for each token, in fp32 (fp64 for fp64 input). They are 0 where the target is the ignore index."""
+
+    log_probs: torch.Tensor
+    """(tokens,) log-probability of the target under the temperature-scaled distribution, in nats."""
+    log_sum_exp: torch.Tensor
+    """(tokens,) log of the sum of exp(logits / temperature)."""
+    entropy: torch.Tensor | None
+    """(tokens,) in nats; None unless it was requested."""
 
 
 def token_log_probs(
@@ -27,29 +39,30 @@ def token_log_probs(
 ) -> TokenLogProbs:
     """Log-probability of each target under softmax(logits / temperature), and on request the entropy.
 
-    Differentiable in the logits through all three results, together or alone; once. No synchronisation with the device.
+    Gradients flow to the logits through all three results, together or alone, but only once (no double backward).
+    Never waits for the device.
 
     Args:
         logits_TV: (tokens, vocabulary), fp32, bf16, fp16 or fp64; any strides, any vocabulary size.
-        targets_T: (tokens,) int64. One outside the vocabulary that is not `ignore_index` gives -inf.
+        targets_T: (tokens,) int64. A target outside the vocabulary gives -inf, unless it is `ignore_index`.
         temperature: one number, or (tokens,), from LOWEST_TEMPERATURE to HIGHEST_TEMPERATURE. No gradient flows to it.
-        return_entropy: the entropy of the temperature-scaled distribution.
+        return_entropy: also compute the entropy of the temperature-scaled distribution.
         ignore_index: tokens with this target give 0 everywhere, and no gradient.
-        shard: this rank's columns, where the vocabulary is split over a group.
-        in_place_backward: write the gradient over the logits, which saves its memory. Nothing may read them afterwards;
-            autograd refuses where it would itself.
+        shard: this rank's columns, if the vocabulary is split over a group.
+        in_place_backward: write the gradient over the logits, which saves its memory. Nothing may read the logits
+            afterwards; autograd raises an error if it would have to.
 
     Raises:
-        OperatorError: shapes, dtypes, a temperature or strides that do not fit.
+        OperatorError: invalid shapes, dtypes, temperature or strides.
     """
-    _check(logits_TV, targets_T)
+    _check_logits(logits_TV, targets_T)
     if in_place_backward:
-        _check_rows(logits_TV)
+        _check_in_place_rows(logits_TV)
     scale_T = inverse_temperature(temperature, logits_TV)
     columns, first = (shard.size, shard.first) if shard is not None else (logits_TV.size(1), 0)
     if columns > logits_TV.size(1):
         raise OperatorError(
-            f"shard.size = {columns}, and the logits have {logits_TV.size(1)} columns; give a size that fits"
+            f"shard.size = {columns}, but the logits have {logits_TV.size(1)} columns; give that many or fewer"
         )
     log_probs_T, log_sum_exp_T, entropy_T = _TokenLogProbs.apply(  # type: ignore[no-untyped-call]
         logits_TV, targets_T, scale_T, columns, first, ignore_index, return_entropy, shard, in_place_backward
@@ -58,37 +71,39 @@ def token_log_probs(
 
 
 def inverse_temperature(temperature: float | torch.Tensor, like_TX: torch.Tensor) -> torch.Tensor:
-    """(tokens,) of 1 / temperature, in the dtype that sums are taken in.
+    """(tokens,) 1 / temperature, in the dtype of sums and on the device of `like_TX` (tokens, any).
+
+    The values of a tensor are checked only on the CPU. On another device the check would wait for the device, and
+    under torch.compile it cannot be traced; there, values outside the limits become NaN, and so do the results.
 
     Raises:
-        OperatorError: a number beyond the limits, or a tensor of another shape. A tensor's values are looked at on the
-            CPU; on another device, where that would wait, and under torch.compile, those beyond the limits become NaN,
-            and so do the results.
+        OperatorError: a value outside the limits, or a tensor of another shape or dtype.
     """
     dtype, tokens = accumulation_dtype(like_TX.dtype), like_TX.size(0)
     if not isinstance(temperature, torch.Tensor):
         if isinstance(temperature, bool) or not isinstance(temperature, int | float):
-            raise OperatorError(f"temperature = {temperature!r:.80}: give a number, or a tensor of one for each token")
-        if not LOWEST_TEMPERATURE <= temperature <= HIGHEST_TEMPERATURE:  # nor NaN
-            raise _beyond(temperature)
+            raise OperatorError(f"temperature = {temperature!r:.80}: give a number, or a tensor of one number a token")
+        if not LOWEST_TEMPERATURE <= temperature <= HIGHEST_TEMPERATURE:  # also refuses NaN
+            raise _temperature_error(temperature)
         return like_TX.new_full((tokens,), 1.0 / temperature, dtype=dtype)
     if temperature.dim() > 0 and temperature.shape != (tokens,):
         raise OperatorError(
             f"temperature of shape {list(temperature.shape)}: give one number, or one for each of {tokens} tokens"
         )
     if temperature.is_complex() or temperature.dtype == torch.bool:
-        raise OperatorError(f"temperature of dtype {temperature.dtype}: give floating numbers")
+        raise OperatorError(f"temperature of dtype {temperature.dtype}: give a floating-point dtype")
     values_T = temperature.detach().to(dtype=dtype, device=like_TX.device)
-    fits_T = (values_T >= LOWEST_TEMPERATURE) & (values_T <= HIGHEST_TEMPERATURE)
-    if type(fits_T) is torch.Tensor and fits_T.device.type == "cpu" and not torch.compiler.is_compiling():
-        if not bool(fits_T.all()):
-            raise _beyond(float(values_T[~fits_T].flatten()[0]))
+    is_valid_T = (values_T >= LOWEST_TEMPERATURE) & (values_T <= HIGHEST_TEMPERATURE)
+    # A subclass of Tensor, such as FakeTensor, may have no values to look at.
+    if type(is_valid_T) is torch.Tensor and is_valid_T.device.type == "cpu" and not torch.compiler.is_compiling():
+        if not bool(is_valid_T.all()):
+            raise _temperature_error(float(values_T[~is_valid_T].flatten()[0]))
     else:
-        values_T = torch.where(fits_T, values_T, torch.nan)
+        values_T = torch.where(is_valid_T, values_T, torch.nan)
     return values_T.reciprocal().expand(tokens).contiguous()
 
 
-def _beyond(temperature: float) -> OperatorError:
+def _temperature_error(temperature: float) -> OperatorError:
     is_long = isinstance(temperature, int) and temperature.bit_length() > 64
     shown = f"an integer of {int(temperature).bit_length()} bits" if is_long else temperature
     return OperatorError(
@@ -97,12 +112,21 @@ def _beyond(temperature: float) -> OperatorError:
     )
 
 
-def results_of(
+def results_from_stats(
     stats_4T: torch.Tensor, scale_T: torch.Tensor, ignored_T: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """log_probs, log_sum_exp, entropy and the log of the sum, (tokens,) each, from the statistics of whole rows.
+    """Compute log_probs, log_sum_exp, entropy and the log of the sum from the statistics of whole rows.
 
-    All from differences to the maximum: log_sum_exp alone has lost what a large maximum rounds away.
+    Log-probs are computed from differences to the maximum, not from log_sum_exp, whose rounding error grows with the
+    maximum.
+
+    Args:
+        stats_4T: (4, tokens), as `plain.token_stats` returns them.
+        scale_T: (tokens,) 1 / temperature.
+        ignored_T: (tokens,) bool; the first three results are 0 there.
+
+    Returns:
+        Four tensors (tokens,). The last, the log of the second statistic, is for the backward pass.
     """
     maximum_T, sum_T, weighted_T, target_T = stats_4T
     log_sum_T = sum_T.log()
@@ -112,25 +136,25 @@ def results_of(
     return log_probs_T, log_sum_exp_T, entropy_T, log_sum_T
 
 
-def _check(logits_TV: torch.Tensor, targets_T: torch.Tensor) -> None:
+def _check_logits(logits_TV: torch.Tensor, targets_T: torch.Tensor) -> None:
     if logits_TV.dim() != 2 or not logits_TV.is_floating_point():
         raise OperatorError(
-            f"logits of shape {list(logits_TV.shape)}, {logits_TV.dtype}: give (tokens, vocabulary), floating"
+            f"logits of shape {list(logits_TV.shape)}, {logits_TV.dtype}: give (tokens, vocabulary), floating point"
         )
     check_targets(targets_T, logits_TV)
 
 
-def _check_rows(logits_TV: torch.Tensor) -> None:
+def _check_in_place_rows(logits_TV: torch.Tensor) -> None:
     tokens, stored = logits_TV.shape
     if (stored > 1 and logits_TV.stride(1) != 1) or (tokens > 1 and logits_TV.stride(0) < stored):
         raise OperatorError(
             f"in_place_backward with strides {list(logits_TV.stride())}: the gradient needs rows that are contiguous "
-            "and do not overlap; give logits_TV.contiguous(), or leave in_place_backward out"
+            "and do not overlap; give logits_TV.contiguous(), or leave out in_place_backward"
         )
 
 
 def check_targets(targets_T: torch.Tensor, like_TX: torch.Tensor) -> None:
-    """Refuse targets that are not one int64 a row, on the same device."""
+    """Refuse targets that are not (tokens,) int64 on the device of `like_TX` (tokens, any)."""
     if targets_T.shape != (like_TX.size(0),) or targets_T.dtype != torch.int64 or targets_T.device != like_TX.device:
         raise OperatorError(
             f"targets of shape {list(targets_T.shape)}, {targets_T.dtype} on {targets_T.device}: give "
@@ -155,8 +179,10 @@ class _TokenLogProbs(torch.autograd.Function):
         targets_T = targets_T.contiguous()
         stats_4T = kernels.token_stats(logits_TV, targets_T, scale_T, columns, first, ignore_index, with_entropy)
         if shard is not None:
-            stats_4T = join_stats(stats_4T, scale_T, shard.group)
-        log_probs_T, log_sum_exp_T, entropy_T, log_sum_T = results_of(stats_4T, scale_T, targets_T == ignore_index)
+            stats_4T = all_reduce_stats(stats_4T, scale_T, shard.group)
+        log_probs_T, log_sum_exp_T, entropy_T, log_sum_T = results_from_stats(
+            stats_4T, scale_T, targets_T == ignore_index
+        )
         if ctx.needs_input_grad[0]:
             ctx.save_for_backward(logits_TV, targets_T, scale_T, stats_4T[0], log_sum_T, entropy_T)
             ctx.settings = (columns, first, ignore_index)

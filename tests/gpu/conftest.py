@@ -1,4 +1,4 @@
-"""Tests of this folder run on a CUDA device: what they make lies there."""
+"""Fixtures that run this folder's tests on a CUDA device: their tensors are created there."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from megatron_octo.ops import kernels
 
 @pytest.fixture(autouse=True)
 def on_cuda():
-    """Skips where there is none; fails where the kernels are not built."""
+    """Skip without a CUDA device; fail if the kernels are not built."""
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
     assert kernels.has_cuda_kernels(), "csrc is not built with CUDA: `python setup.py build_ext --inplace`"
@@ -20,5 +20,5 @@ def on_cuda():
 
 @pytest.fixture
 def implementation():
-    """In place of those of tests/ops."""
+    """Replaces the fixture of tests/ops."""
     return "CUDA"

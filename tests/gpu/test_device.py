@@ -1,4 +1,4 @@
-"""What only a GPU can show: more than 2^31 values, products of its own, memory, no waiting."""
+"""Cases that need a real GPU: more than 2^31 values, cuBLAS products, memory, no synchronisation."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ pytestmark = pytest.mark.gpu
 
 
 def test_more_than_2_to_the_31_values():
-    """17,000 x 128,256 bf16: 4.4 GB. Rows beyond the 2^31st value are what they are alone."""
+    """17,000 x 128,256 bf16: 4.4 GB. Rows beyond the 2^31st value give the same results as alone."""
     tokens, vocabulary = 17_000, 128_256
     assert tokens * vocabulary > 2**31
     logits = torch.randn(tokens, vocabulary, dtype=torch.bfloat16)
@@ -26,7 +26,7 @@ def test_more_than_2_to_the_31_values():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
-def test_linear_at_a_size_that_has_many_tiles(dtype):
+def test_linear_with_many_tiles(dtype):
     generator = torch.Generator(device="cuda").manual_seed(0)
     h = torch.randn(300, 512, generator=generator).to(dtype)
     w = (0.1 * torch.randn(20_001, 512, generator=generator)).to(dtype)
@@ -52,7 +52,7 @@ def test_linear_at_a_size_that_has_many_tiles(dtype):
 
 
 def test_memory_of_the_linear_form():
-    """As tests/ops/test_memory.py counts it, at an eighth of its vocabulary: no copies that PyTorch makes unseen."""
+    """As counted by tests/ops/test_memory.py, at an eighth of its vocabulary: PyTorch makes no hidden copies."""
     h = torch.randn(8192, 4096, dtype=torch.bfloat16, requires_grad=True)
     w = torch.randn(16_384, 4096, dtype=torch.bfloat16, requires_grad=True)
     targets = torch.randint(16_384, (8192,))
@@ -61,19 +61,18 @@ def test_memory_of_the_linear_form():
         result = linear_token_log_probs(h, w, targets, return_entropy=True, skip_ignored=False)
         return torch.autograd.grad(result.log_probs.sum() + result.entropy.sum(), (h, w))
 
-    run()  # cuBLAS takes its workspace
+    run()  # cuBLAS allocates its workspace
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
     run()
-    beside_the_weights = torch.cuda.max_memory_allocated() - before - w.numel() * 2
-    assert (
-        beside_the_weights < 0.23e9
-    )  # 0.22: 134 MB of hidden gradient, a tile, its gradient and a block's, 34 + 17 + 34
+    beyond_the_weight_gradient = torch.cuda.max_memory_allocated() - before - w.numel() * 2
+    # 0.22 GB: 134 MB of hidden gradient, 34 of tile, 17 of its gradient, 34 of a block's gradient
+    assert beyond_the_weight_gradient < 0.23e9
 
 
 def test_nothing_waits_for_the_device():
-    """Forward and backward of both forms make no synchronising call."""
+    """Forward and backward of both forms make no synchronizing call."""
     logits, targets = make("normal", 6, 1000, torch.bfloat16)
     x = logits.requires_grad_()
     token_log_probs(x, targets, return_entropy=True).log_probs.sum().backward()

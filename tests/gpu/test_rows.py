@@ -1,4 +1,4 @@
-"""The cases of tests/ops/test_emulated.py, which is of rows that begin anywhere, on a GPU."""
+"""The cases of tests/ops/test_emulated.py, rows at any alignment, on a GPU."""
 
 from types import SimpleNamespace
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.ops.test_emulated import (  # noqa: F401
-    test_rows_may_begin_anywhere,
+    test_rows_at_any_alignment,
     test_threads_in_another_order_and_in_place_give_the_same_bits,
 )
 
@@ -15,6 +15,6 @@ pytestmark = pytest.mark.gpu
 
 @pytest.fixture
 def operators():
-    """The operators themselves; the order of a GPU's threads is its own."""
+    """The real operators. The order of threads cannot be chosen on a GPU."""
     octo = torch.ops.octo
     return SimpleNamespace(token_stats=octo.token_stats, token_grad=octo.token_grad, backwards=lambda yes: None)

@@ -1,4 +1,4 @@
-"""Inputs that have broken kernels, and an independent reference in fp64."""
+"""Inputs that have broken kernels before, and an independent fp64 reference."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,12 +8,13 @@ import torch
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 VOCABULARIES = (7, 1000, 32_000, 128_256, 128_257)
 
-# against fp64 on the same (already rounded) logits: forward in absolute nats, gradients relative to the largest
+# Tolerances against fp64 on the same (already rounded) logits.
 FORWARD_ATOL = 1e-5
+"""Nats."""
 UNDERFLOW = 1e-35
-"""Below e^-87, about 1e-38, probabilities are 0 in fp32; times a surprise of 87, and an upstream gradient."""
+"""Probabilities below e^-87, about 1e-38, are 0 in fp32. In a gradient they are multiplied by up to 87 and more."""
 TERMS_RTOL = 1e-5
-"""Of a gradient's terms, which are probabilities by fp32 differences of up to 85."""
+"""Relative to a gradient's terms: exp of an fp32 difference of up to 85 has a relative error of about 1e-5."""
 GRAD_RTOL = {torch.float32: 2e-6, torch.bfloat16: 2**-8, torch.float16: 2**-10}
 
 
@@ -31,14 +32,14 @@ def expected(
     weights: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
     temperature: float | torch.Tensor = 1.0,
 ) -> Expected:
-    """torch's own log_softmax in fp64, and autograd through it; `weights` are the upstream gradients."""
+    """Results and gradient by torch's log_softmax in fp64; `weights` are the upstream gradients."""
     x = logits.detach().double().requires_grad_()
     scale = temperature.double()[:, None] if isinstance(temperature, torch.Tensor) else temperature
     log_p = torch.log_softmax(x / scale, dim=-1)
     log_probs = log_p.gather(1, targets[:, None])[:, 0]
     entropy = -torch.xlogy(log_p.exp(), log_p.exp()).sum(-1)  # 0 log 0 is 0
     log_sum_exp = torch.logsumexp(x / scale, dim=-1)
-    # the entropy's gradient by its formula: autograd's goes through 0 x inf where a probability is 0
+    # The entropy's gradient comes from its formula: autograd computes 0 * inf where a probability is 0.
     p = log_p.exp().detach()
     surprise = torch.where(p > 0, log_p.detach(), 0.0) + entropy.detach()[:, None]
     (grad,) = torch.autograd.grad((log_probs * weights[0].double() + log_sum_exp * weights[2].double()).sum(), x)
@@ -54,13 +55,13 @@ def check_gradient(
     weights: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
     temperature: float | torch.Tensor = 1.0,
 ) -> None:
-    """Each value to its own rounding, and to that of the terms it is the sum of, so that a 0 off the target is seen."""
+    """Compare each value within its rounding and that of its terms, so that a wrong 0 off the target is found."""
     scale = temperature.double()[:, None] if isinstance(temperature, torch.Tensor) else temperature
     log_p = torch.log_softmax(logits.double() / scale, dim=-1)
-    of_log_prob, of_entropy, of_lse = (weight.double().abs()[:, None] for weight in weights)
+    log_prob_weight, entropy_weight, lse_weight = (weight.double().abs()[:, None] for weight in weights)
     surprise = torch.where(log_p > -torch.inf, log_p.abs(), 0.0) + reference.entropy[:, None]
-    terms = log_p.exp() * (of_log_prob + of_lse + of_entropy * surprise) / scale
-    at_target = torch.zeros_like(terms).scatter_(1, targets[:, None], 1.0) * of_log_prob / scale
+    terms = log_p.exp() * (log_prob_weight + lse_weight + entropy_weight * surprise) / scale
+    at_target = torch.zeros_like(terms).scatter_(1, targets[:, None], 1.0) * log_prob_weight / scale
     least = torch.finfo(grad.dtype).smallest_normal * torch.finfo(grad.dtype).eps  # one subnormal step
     bound = GRAD_RTOL[grad.dtype] * reference.grad.abs() + TERMS_RTOL * terms + 4e-6 * at_target + max(least, UNDERFLOW)
     error = (grad.double() - reference.grad).abs()
@@ -72,12 +73,12 @@ def normal(tokens: int, vocabulary: int, generator: torch.Generator) -> torch.Te
 
 
 def negative(tokens: int, vocabulary: int, generator: torch.Generator) -> torch.Tensor:
-    """Rows that are all far below zero: a running maximum that starts at 0 is wrong."""
+    """All logits far below 0: a running maximum that starts at 0 is wrong."""
     return normal(tokens, vocabulary, generator) - 1000.0
 
 
 def masked(tokens: int, vocabulary: int, generator: torch.Generator) -> torch.Tensor:
-    """A third of the logits -inf, whole blocks of them first."""
+    """A third of the logits are -inf, and so is the whole first half of each row."""
     logits = normal(tokens, vocabulary, generator)
     logits[torch.rand(logits.shape, generator=generator) < 0.33] = -torch.inf
     logits[:, : vocabulary // 2] = -torch.inf
@@ -85,21 +86,21 @@ def masked(tokens: int, vocabulary: int, generator: torch.Generator) -> torch.Te
 
 
 def floored(tokens: int, vocabulary: int, generator: torch.Generator) -> torch.Tensor:
-    """Most of them, whole shards, masked by about the lowest number there is: scaled, or less another, it is -inf."""
+    """Most logits, whole shards of them, are masked with about the lowest fp32: scaled, or less another, it is -inf."""
     logits = normal(tokens, vocabulary, generator)
     logits[:, : 7 * vocabulary // 10] = -3e38
     return logits
 
 
 def peaked(tokens: int, vocabulary: int, generator: torch.Generator) -> torch.Tensor:
-    """One probability near 1: of 1 - p nothing is left in 16 bits."""
+    """One probability near 1, where 1 - p cancels to 0 in 16 bits."""
     logits = normal(tokens, vocabulary, generator)
     logits[torch.arange(tokens), torch.arange(tokens) % vocabulary] = 25.0
     return logits
 
 
 def rising(tokens: int, vocabulary: int, generator: torch.Generator) -> torch.Tensor:
-    """The maximum moves all along the row."""
+    """The running maximum changes all along the row."""
     del generator
     return torch.linspace(-60.0, 20.0, vocabulary).expand(tokens, vocabulary).clone()
 
@@ -110,9 +111,9 @@ KINDS: dict[str, Callable[[int, int, torch.Generator], torch.Tensor]] = {
 
 
 def make(kind: str, tokens: int, vocabulary: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits and targets, on the default device; a target is never where one is masked."""
+    """Logits and targets on the default device. No target is at a masked logit."""
     generator = torch.Generator().manual_seed(vocabulary)
-    with torch.device("cpu"):  # where the generator is: every device has the same values
+    with torch.device("cpu"):  # the generator's device, so that all devices get the same values
         logits = KINDS[kind](tokens, vocabulary, generator).to(dtype)
         if kind == "peaked":
             targets = torch.arange(tokens) % vocabulary
@@ -124,7 +125,7 @@ def make(kind: str, tokens: int, vocabulary: int, dtype: torch.dtype) -> tuple[t
 
 
 def upstream(tokens: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients that differ from token to token, for log_probs, entropy and log_sum_exp; on the default device."""
+    """Upstream gradients of log_probs, entropy and log_sum_exp that differ between tokens, on the default device."""
     generator = torch.Generator().manual_seed(1)
     random = (torch.randn(tokens, generator=generator, device="cpu") for _ in range(3))
     first, second, third = (x.to(torch.get_default_device()) for x in random)

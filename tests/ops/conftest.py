@@ -1,4 +1,4 @@
-"""The implementations of the row kernels, each of which the cases are run on."""
+"""Fixtures that run the cases on each implementation of the row kernels."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ def emulated_operators(tmp_path_factory):
 
 @pytest.fixture(params=["compiled", "plain", "emulated CUDA"])
 def implementation(request, monkeypatch):
-    """What serves `megatron_octo.ops`; the compiled library must be there where the tests run."""
+    """Run the test on each implementation. The compiled library must be built."""
     assert kernels.has_library(), "csrc is not built: `python setup.py build_ext --inplace`"
     if request.param == "plain":
         monkeypatch.setattr(kernels, "is_compiled_for", lambda _: False)

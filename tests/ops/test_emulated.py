@@ -1,4 +1,4 @@
-"""The CUDA kernels on an emulated GPU: rows that begin anywhere, memory's ends, threads in another order."""
+"""The CUDA kernels on an emulated GPU: rows at any alignment, ends of memory, threads in another order."""
 
 import ctypes
 import mmap
@@ -14,8 +14,8 @@ from tests.ops.cases import DTYPES, make, upstream
 
 PAIRS = [(torch.float32, torch.float32), (torch.float32, torch.bfloat16), (torch.float32, torch.float16)]
 PAIRS += [(torch.bfloat16, torch.bfloat16), (torch.float16, torch.float16)]
-VOCABULARY = 20_000  # 512 threads, which all have several turns
-SHORT = (5, 33, 263)  # less than a vector, part of a warp, part of the warps
+VOCABULARY = 20_000  # all 512 threads take several vectors
+SHORT = (5, 33, 263)  # less than a vector, part of a warp, some of the warps
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def operators(emulated_operators):
 
 
 def rows_at(offset, tokens, columns, dtype, stride):
-    """(storage, rows): rows that begin `offset` values behind an aligned address, NaN all around."""
+    """(storage, rows): rows that begin `offset` values after an aligned address, with NaN all around."""
     storage = torch.full((offset + tokens * stride + 64,), torch.nan, dtype=dtype)
     assert storage.data_ptr() % 64 == 0
     return storage, storage[offset:].as_strided((tokens, columns), (stride, 1))
@@ -38,15 +38,15 @@ def gradient_rows(stats_4T, tokens):
 
 @pytest.mark.parametrize(("dtype", "out_dtype"), PAIRS, ids=str)
 @pytest.mark.parametrize("columns", [*SHORT, VOCABULARY, VOCABULARY + 1])
-def test_rows_may_begin_anywhere(operators, dtype, out_dtype, columns):
-    """Every distance from an aligned address, of logits and gradients each: the same bits, nothing else written."""
+def test_rows_at_any_alignment(operators, dtype, out_dtype, columns):
+    """At every offset of logits and gradients from an aligned address: the same bits, and nothing else written."""
     tokens, seen = 3, []
     logits, targets = make("normal", tokens, columns, dtype)
     targets[1] = -100
     scale = torch.tensor([1.0, 1.0, 0.7])
     reach = 16 // dtype.itemsize
     for offset in range(reach):
-        stride = columns + reach if offset % 2 else columns + 1  # rows alike, and each at another distance
+        stride = columns + reach if offset % 2 else columns + 1  # the same offset for all rows, or one for each
         _, x = rows_at(offset, tokens, columns, dtype, stride)
         x.copy_(logits)
         stats = operators.token_stats(x, targets, scale, columns, 0, -100, True)
@@ -56,7 +56,7 @@ def test_rows_may_begin_anywhere(operators, dtype, out_dtype, columns):
         seen.append((stats, out.clone()))
         assert not out.isnan().any()
         out.fill_(torch.nan)
-        assert storage.isnan().all()  # nothing between rows and around them was written
+        assert storage.isnan().all()  # nothing was written between or around the rows
     for stats, out in seen:
         assert torch.equal(stats, seen[0][0]) and torch.equal(out, seen[0][1])
     wanted = plain.token_stats(logits, targets, scale, columns, 0, -100, True)
@@ -70,7 +70,7 @@ def test_rows_may_begin_anywhere(operators, dtype, out_dtype, columns):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("columns", [33, VOCABULARY + 1])
 def test_threads_in_another_order_and_in_place_give_the_same_bits(operators, dtype, columns):
-    """What a missing barrier left to chance, or a thread that reads what another has overwritten, would come out in."""
+    """Shows a missing barrier, and a thread that reads a value another has overwritten."""
     tokens, stored = 6, columns + 3
     logits, targets = make("normal", tokens, stored, dtype)
     targets %= columns
@@ -92,7 +92,7 @@ def test_threads_in_another_order_and_in_place_give_the_same_bits(operators, dty
 
 
 class Guarded:
-    """Memory with a page on either side that nobody may touch: a read there ends the process."""
+    """Memory between two protected pages: an access to either kills the process."""
 
     def __init__(self, size):
         page = mmap.PAGESIZE
@@ -105,7 +105,7 @@ class Guarded:
             assert libc.mprotect(address, ctypes.c_size_t(page), 0) == 0
 
     def rows(self, tokens, columns, dtype, at_end, away=0):
-        """At the end or the beginning of what may be touched, `away` values from it."""
+        """Rows `away` values from the end or the beginning of the memory between the pages."""
         last = self.size - (tokens * columns + away) * dtype.itemsize
         first = mmap.PAGESIZE + (last if at_end else away * dtype.itemsize)
         return torch.frombuffer(self.map, dtype=dtype, count=tokens * columns, offset=first).view(tokens, columns)
@@ -116,7 +116,7 @@ class Guarded:
 @pytest.mark.parametrize("columns", [5, VOCABULARY, VOCABULARY + 1])
 @pytest.mark.parametrize("away", [(0, 0), (0, 1), (1, 0)], ids=str)
 def test_nothing_outside_an_allocation_is_touched(operators, dtype, columns, at_end, away):
-    """Logits and gradient at memory's end, or one of them a value away from it, and so otherwise aligned."""
+    """Logits and gradient at the very end, or one of them a value away from it and so at another alignment."""
     tokens = 3
     logits, targets = make("normal", tokens, columns, dtype)
     x, out = (Guarded((tokens * columns + 1) * dtype.itemsize).rows(tokens, columns, dtype, at_end, n) for n in away)
@@ -127,20 +127,20 @@ def test_nothing_outside_an_allocation_is_touched(operators, dtype, columns, at_
     assert out.isfinite().all()
 
 
-def test_the_emulation_sees_what_is_wrong(operators):
-    """A missing barrier, a shuffle that some lanes leave out, and an unaligned access."""
+def test_the_emulation_detects_faults(operators):
+    """A missing barrier, a shuffle that some lanes skip, and an unaligned access."""
     no_barrier, part_of_a_warp, unaligned = range(3)
     x = torch.tensor([3.0, 0.0])
-    operators.wrong(x, no_barrier)
-    assert x[1] == 3.0  # by luck
+    operators.faulty(x, no_barrier)
+    assert x[1] == 3.0  # right by luck
     operators.backwards(True)
     x[0] = 4.0
-    operators.wrong(x, no_barrier)
-    assert x[1] == 3.0  # what was there before
-    with pytest.raises(RuntimeError, match="a shuffle of the whole warp met by 5 of 32 threads"):
-        operators.wrong(x, part_of_a_warp)
+    operators.faulty(x, no_barrier)
+    assert x[1] == 3.0  # the old value
+    with pytest.raises(RuntimeError, match="a shuffle of the whole warp reached by 5 of 32 threads"):
+        operators.faulty(x, part_of_a_warp)
     library = next(path for path in torch.ops.loaded_libraries if path.endswith("emulated.so"))
     code = f"import torch; torch.ops.load_library({library!r}); x = torch.ones(64)\n"
-    code += f"torch.ops.octo_emulated.wrong(x, {unaligned})"
-    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True)
-    assert -done.returncode in (signal.SIGILL, signal.SIGTRAP), done.stderr.decode()
+    code += f"torch.ops.octo_emulated.faulty(x, {unaligned})"
+    completed = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True)
+    assert -completed.returncode in (signal.SIGILL, signal.SIGTRAP), completed.stderr.decode()

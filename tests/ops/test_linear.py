@@ -7,20 +7,21 @@ import torch
 
 from megatron_octo.errors import OperatorError
 from megatron_octo.ops import kernels, linear, linear_token_log_probs, token_log_probs
+from megatron_octo.ops.products import Products
 from tests.ops.cases import expected, upstream
 
-# of hidden states: products of 64 terms in fp32, and inputs rounded to 16 bits once, the reference's too
+# From hidden states: products have 64 terms and fp32 sums; 16-bit inputs are rounded before the reference sees them.
 FORWARD_ATOL = 1e-4
 GRAD_RTOL = {torch.float32: 1e-5, torch.bfloat16: 2**-7, torch.float16: 2**-9}
 needs_bf16 = pytest.mark.skipif(
     "avx512_bf16" not in Path("/proc/cpuinfo").read_text().split(),
-    reason="this CPU does not multiply bf16 (avx512_bf16)",
+    reason="this CPU has no bf16 arithmetic (avx512_bf16)",
 )
 
 
 def make(tokens=13, hidden=64, vocabulary=1001, dtype=torch.float32):
     generator = torch.Generator().manual_seed(0)
-    with torch.device("cpu"):  # where the generator is: every device has the same values
+    with torch.device("cpu"):  # the generator's device, so that all devices get the same values
         h = torch.randn(tokens, hidden, generator=generator).to(dtype)
         w = (0.3 * torch.randn(vocabulary, hidden, generator=generator)).to(dtype)
         targets = torch.randint(vocabulary, (tokens,), generator=generator)
@@ -65,17 +66,17 @@ def test_forward_and_backward(dtype, chunk_tokens, vocabulary_block):
 
 
 @pytest.mark.parametrize("chunk_tokens", [4096, 5])
-def test_widened_factors_serve_where_the_cpu_does_not_multiply_bf16(chunk_tokens, monkeypatch):
+def test_bf16_on_a_cpu_without_bf16_arithmetic(chunk_tokens, monkeypatch):
     monkeypatch.setattr(kernels, "has_bf16_product", lambda: False)
     test_forward_and_backward(torch.bfloat16, chunk_tokens, 300)
 
 
 @pytest.fixture
 def as_on_cuda(emulated_operators, monkeypatch):
-    """The course that CUDA's tensors take, kernels emulated; stands in for cuBLAS: products of widened factors."""
+    """Take the code path of CUDA tensors, with emulated kernels, and products of fp32 copies in place of cuBLAS's."""
     real_mm, real_addmm = torch.mm, torch.addmm
 
-    class OnCuda(linear._Products):
+    class OnCuda(Products):
         def __init__(self, hidden_TH, tile_values):
             super().__init__(hidden_TH, tile_values)
             self.takes_16_bits = hidden_TH.dtype in (torch.bfloat16, torch.float16)
@@ -89,7 +90,7 @@ def as_on_cuda(emulated_operators, monkeypatch):
         return out.copy_(real_addmm(total, a.to(out_dtype), b.to(out_dtype)))
 
     monkeypatch.setattr(kernels, "has_bf16_product", lambda: False)
-    monkeypatch.setattr(linear, "_Products", OnCuda)
+    monkeypatch.setattr(linear, "Products", OnCuda)
     monkeypatch.setattr(torch, "mm", mm)
     monkeypatch.setattr(torch, "addmm", addmm)
     monkeypatch.setattr(torch.ops, "octo", emulated_operators)
@@ -107,26 +108,26 @@ def test_as_on_cuda(dtype, chunk_tokens, vocabulary_block, as_on_cuda):
 
 
 def test_other_cases_as_on_cuda(as_on_cuda):
-    test_it_is_token_log_probs_of_the_product()
+    test_results_equal_token_log_probs_of_the_logits()
     test_the_weights_gradient_is_summed_in_fp32_and_rounded_once()
     test_ignored_tokens_are_left_out_of_the_products()
     test_no_tokens(torch.bfloat16)
-    test_a_tied_weight_gathers_both_gradients()
+    test_a_tied_weight_gets_both_gradients()
     for used in ("hidden", "weight"):
-        test_one_gradient_alone(used)
+        test_gradient_of_one_factor_alone(used)
 
 
 @pytest.mark.parametrize(("m", "k", "n"), [(13, 66, 100), (130, 4100, 65), (1, 2, 1), (64, 2048, 64)])
 @needs_bf16
 def test_bf16_products_have_fp32_results(m, k, n):
-    assert kernels.has_bf16_product()  # the CPU can, so the library and this torch must
+    assert kernels.has_bf16_product()  # the CPU has bf16 arithmetic, so library and torch must offer it
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.randn(size, k, generator=generator).bfloat16() for size in (m, n))
     wanted = a.double() @ b.double().t()
     out = torch.full((m, n), torch.nan)
     kernels.bf16_product(a, b, out, b_is_transposed=True)
     torch.testing.assert_close(out.double(), wanted, rtol=1e-5, atol=1e-5 * k**0.5)
-    # rows of a larger matrix, and added to what is there
+    # add to the result, with rows of a larger matrix
     wide = torch.zeros(k, n + 3, dtype=torch.bfloat16)
     wide[:, :n] = b.t()
     kernels.bf16_product(a, wide[:, :n], out, add=True)
@@ -136,7 +137,7 @@ def test_bf16_products_have_fp32_results(m, k, n):
 @pytest.mark.parametrize("dtype", GRAD_RTOL, ids=str)
 @pytest.mark.parametrize("way", ["transposed", "every other column", "one row expanded"])
 def test_strides(dtype, way):
-    """Of hidden states and weight; the chunk is odd and the last block a single row."""
+    """Strides of hidden states and weight. The chunk is odd, and the last block is a single row."""
     h, w, targets = make(hidden=128, dtype=dtype)
     views = {
         "transposed": lambda x: x.t().contiguous().t(), "every other column": lambda x: x[:, ::2],
@@ -170,8 +171,8 @@ def test_temperature_of_each_token_and_a_peaked_row(dtype):
 
 
 @needs_bf16
-def test_a_row_is_the_same_bits_in_any_batch_where_bf16_products_are_ours():
-    assert kernels.has_bf16_product()  # the CPU can, so the library and this torch must
+def test_a_row_is_bit_identical_in_any_batch_with_bf16_product():
+    assert kernels.has_bf16_product()  # the CPU has bf16 arithmetic, so library and torch must offer it
     h, w, targets = make(tokens=70, dtype=torch.bfloat16)
 
     def run(rows, chunk_tokens=4096):
@@ -187,7 +188,7 @@ def test_a_row_is_the_same_bits_in_any_batch_where_bf16_products_are_ours():
     assert all(torch.equal(a, b) for a, b in zip(whole, run(slice(None), chunk_tokens=33), strict=True))
 
 
-def test_it_is_token_log_probs_of_the_product():
+def test_results_equal_token_log_probs_of_the_logits():
     h, w, targets = make()
     by_logits = token_log_probs(h @ w.t(), targets, return_entropy=True)
     by_linear = linear_token_log_probs(h, w, targets, return_entropy=True, vocabulary_block=100)
@@ -197,9 +198,9 @@ def test_it_is_token_log_probs_of_the_product():
 
 
 def test_the_weights_gradient_is_summed_in_fp32_and_rounded_once():
-    """4,096 tokens in 64 chunks, bf16: sums taken in bf16 would have lost one after the other."""
+    """4,096 tokens in 64 chunks, bf16: a bf16 sum would lose the contribution of one chunk after the other."""
     h, w, targets = make(tokens=4096, hidden=32, vocabulary=50, dtype=torch.bfloat16)
-    h = h.abs()  # nothing cancels: each chunk adds a little to a growing sum
+    h = h.abs()  # no cancellation: each chunk adds a little to a growing sum
     weights = (torch.ones(4096), torch.zeros(4096), torch.zeros(4096))
     _, _, grad_w = reference_of(h, w, targets, weights)
     w = w.requires_grad_()
@@ -229,27 +230,27 @@ def test_ignored_tokens_are_left_out_of_the_products():
 @pytest.mark.parametrize("dtype", GRAD_RTOL, ids=str)
 @pytest.mark.parametrize("skip_ignored", [True, False])
 @pytest.mark.parametrize("chunk_tokens", [4096, 5])
-def test_what_an_ignored_token_holds_reaches_no_gradient(value, dtype, skip_ignored, chunk_tokens):
-    """The same gradients as without those tokens."""
+def test_values_of_ignored_tokens_reach_no_gradient(value, dtype, skip_ignored, chunk_tokens):
+    """The gradients are the same whatever the ignored tokens hold."""
     h, w, targets = make(dtype=dtype)
     kept = torch.ones(13, dtype=torch.bool)
     kept[[0, 5, 12]] = False
     targets[~kept] = -100
     gradients = []
-    for of_ignored in (0.0, value):
-        factors = [h.masked_fill(~kept[:, None], of_ignored).requires_grad_(), w.clone().requires_grad_()]
+    for ignored_value in (0.0, value):
+        factors = [h.masked_fill(~kept[:, None], ignored_value).requires_grad_(), w.clone().requires_grad_()]
         options = {"return_entropy": True, "chunk_tokens": chunk_tokens, "vocabulary_block": 300}
         result = linear_token_log_probs(*factors, targets, skip_ignored=skip_ignored, **options)
-        weights = [weight.masked_fill(~kept, value) for weight in upstream(13)]  # nor what comes from above
+        weights = [weight.masked_fill(~kept, value) for weight in upstream(13)]
         torch.autograd.backward([result.log_probs, result.entropy, result.log_sum_exp], weights)
         assert not factors[0].grad[~kept].any() and result.log_probs.isfinite().all()
         gradients.append([factor.grad for factor in factors])
     assert gradients[0][1].isfinite().all() and gradients[0][0][kept].any()
-    for without, with_it in zip(*gradients, strict=True):
-        assert torch.equal(without, with_it)
+    for with_zeros, with_value in zip(*gradients, strict=True):
+        assert torch.equal(with_zeros, with_value)
 
 
-def test_a_weight_that_is_not_finite_gives_ignored_tokens_no_gradient():
+def test_a_nan_weight_gives_ignored_tokens_no_gradient():
     h, w, targets = make()
     targets[3], w[7, 2] = -100, torch.nan
     for skip_ignored in (True, False):
@@ -258,18 +259,18 @@ def test_a_weight_that_is_not_finite_gives_ignored_tokens_no_gradient():
         assert not x.grad[3].any() and x.grad[4].isnan().any()
 
 
-def test_the_factor_without_ignored_tokens_by_columns_in_the_tile():
-    """As on a GPU, where there is no room for a copy: pieces that fit, in order, the same numbers."""
+def test_hidden_states_with_zeros_come_a_few_columns_at_a_time():
+    """As on a GPU, where a full copy is avoided: the pieces fit the tile, come in order and hold the same numbers."""
     h, *_ = make(tokens=6, hidden=50, dtype=torch.bfloat16)
     ignored = torch.tensor([False, True, False, False, True, False])
     h[ignored] = torch.nan
-    products = linear._Products(h, 6 * 10)  # fp32 values, so 20 columns in 16 bits at a time
+    products = Products(h, 6 * 10)  # 60 fp32 values hold 6 x 20 16-bit values
     products.hidden_TH = h
     for rows in (slice(0, 6), slice(1, 3)):
-        pieces = list(products.hidden_without(rows, ignored))
+        pieces = list(products.hidden_with_zeros(rows, ignored))
         if rows.start == 0:
             assert [columns.start for columns, _ in pieces] == [0, 20, 40]
-        for columns, clean in products.hidden_without(rows, ignored):
+        for columns, clean in products.hidden_with_zeros(rows, ignored):
             assert torch.equal(clean, h.masked_fill(ignored[:, None], 0.0)[rows, columns])
 
 
@@ -281,7 +282,7 @@ def test_no_tokens(dtype):
     assert h.grad.shape == (0, 64) and not w.grad.any()
 
 
-def test_a_tied_weight_gathers_both_gradients():
+def test_a_tied_weight_gets_both_gradients():
     """The embedding is the output weight."""
     _, w, targets = make()
     w = w.requires_grad_()
@@ -294,7 +295,7 @@ def test_a_tied_weight_gathers_both_gradients():
 
 
 @pytest.mark.parametrize("used", ["hidden", "weight"])
-def test_one_gradient_alone(used):
+def test_gradient_of_one_factor_alone(used):
     h, w, targets = make()
     wanted = (h if used == "hidden" else w).requires_grad_()
     linear_token_log_probs(h, w, targets).log_probs.sum().backward()
@@ -302,7 +303,7 @@ def test_one_gradient_alone(used):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_it_goes_through_torch_compile(dtype):
+def test_torch_compile(dtype):
     h, w, targets = make(dtype=dtype)
 
     def loss_of(h, w):
@@ -320,8 +321,8 @@ def test_it_goes_through_torch_compile(dtype):
 
 
 @needs_bf16
-def test_products_pass_opcheck():
-    assert kernels.has_bf16_product()  # the CPU can, so the library and this torch must
+def test_bf16_product_passes_opcheck():
+    assert kernels.has_bf16_product()  # the CPU has bf16 arithmetic, so library and torch must offer it
     a, b = torch.randn(3, 4).bfloat16(), torch.randn(4, 5).bfloat16()
     torch.library.opcheck(torch.ops.octo.bf16_product.default, (a, b, False, True, torch.zeros(3, 5)))
 
@@ -344,12 +345,12 @@ def test_gradcheck():
     ("change", "message"),
     [
         ({"weight_VH": torch.zeros(5, 3)}, "give (tokens, hidden) and (vocabulary, hidden)"),
-        ({"weight_VH": torch.zeros(5, 4, dtype=torch.bfloat16)}, "give one floating dtype"),
+        ({"weight_VH": torch.zeros(5, 4, dtype=torch.bfloat16)}, "give one floating-point dtype"),
         ({"chunk_tokens": 0}, "chunk_tokens = 0"),
         ({"temperature": -1.0}, "temperature = -1.0"),
     ],
 )
-def test_what_does_not_fit_is_refused(change, message):
+def test_invalid_arguments_are_refused(change, message):
     given = {
         "hidden_TH": torch.zeros(2, 4), "weight_VH": torch.zeros(5, 4), "targets_T": torch.zeros(2, dtype=torch.int64),
     }  # fmt: skip

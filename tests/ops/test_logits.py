@@ -5,7 +5,7 @@ import torch
 
 from megatron_octo.errors import OperatorError
 from megatron_octo.ops import kernels, token_log_probs
-from megatron_octo.ops.shard import joined
+from megatron_octo.ops.shard import merge_stats
 from tests.ops.cases import DTYPES, FORWARD_ATOL, KINDS, VOCABULARIES, check_gradient, expected, make, upstream
 
 
@@ -29,7 +29,7 @@ def check(logits, targets, temperature=1.0, tokens=None):
 @pytest.mark.parametrize("kind", KINDS)
 def test_forward_and_backward(kind, vocabulary, dtype, implementation):
     if implementation == "plain" and vocabulary > 32_000:
-        pytest.skip("plain PyTorch is held at 32,000: it has no blocks to get wrong")
+        pytest.skip("plain PyTorch is tested up to 32,000: it has no blocks to get wrong")
     check(*make(kind, 6, vocabulary, dtype))
 
 
@@ -46,7 +46,7 @@ def test_one_row_and_none(dtype, implementation):
 @pytest.mark.parametrize("temperature", [1e-6, 1e-5, 1e-3, 1e3, 1e6, "each"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_the_lowest_and_the_highest_temperature(dtype, temperature, implementation):
-    """Against fp64: log-probs that are in the millions to their own rounding, gradients as they are; never NaN."""
+    """Against fp64: log-probs in the millions within their own rounding, gradients of any size, and never NaN."""
     logits, targets = make("normal", 6, 1000, dtype)
     scale = torch.logspace(-6, 6, 6) if temperature == "each" else temperature
     weights = upstream(6)
@@ -72,9 +72,9 @@ def test_the_lowest_and_the_highest_temperature(dtype, temperature, implementati
     ),
 )
 @pytest.mark.parametrize("form", ["number", "tensor", "each"])
-def test_a_temperature_beyond_the_limits(temperature, form):
+def test_a_temperature_outside_the_limits_is_refused(temperature, form):
     if form != "number" and (isinstance(temperature, str) or (type(temperature) is int and abs(temperature) >= 2**63)):
-        pytest.skip("no tensor holds it")
+        pytest.skip("no tensor can hold it")
     if form != "number":
         temperature = torch.tensor(temperature)
     if form == "each":
@@ -83,8 +83,8 @@ def test_a_temperature_beyond_the_limits(temperature, form):
         token_log_probs(torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64), temperature=temperature)
 
 
-def test_a_temperature_that_cannot_be_looked_at_gives_nan():
-    """As on a GPU, where looking would wait."""
+def test_an_invalid_temperature_that_cannot_be_checked_gives_nan():
+    """Under torch.compile, as on a GPU, where the check would wait for the device."""
     targets = torch.zeros(3, dtype=torch.int64)
 
     def log_probs(temperature):
@@ -97,7 +97,7 @@ def test_a_temperature_that_cannot_be_looked_at_gives_nan():
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf], ids=str)
 @pytest.mark.parametrize("in_place", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_what_an_ignored_token_holds_reaches_no_result(dtype, in_place, value, implementation):
+def test_values_of_ignored_tokens_reach_no_result(dtype, in_place, value, implementation):
     logits, targets = make("normal", 4, 1000, dtype)
     logits[1], targets[1] = value, -100
     x = (logits.clone().requires_grad_() * 1.0) if in_place else logits.clone().requires_grad_()
@@ -105,8 +105,8 @@ def test_what_an_ignored_token_holds_reaches_no_result(dtype, in_place, value, i
     result = token_log_probs(x, targets, return_entropy=True, in_place_backward=in_place)
     weights = [weight.index_fill(0, torch.tensor([1]), value) for weight in upstream(4)]
     torch.autograd.backward([result.log_probs, result.entropy, result.log_sum_exp], weights)
-    for of_token in (result.log_probs, result.entropy, result.log_sum_exp):
-        assert of_token.isfinite().all() and of_token[1] == 0
+    for values in (result.log_probs, result.entropy, result.log_sum_exp):
+        assert values.isfinite().all() and values[1] == 0
     assert x.grad.isfinite().all() and not x.grad[1].any() and x.grad[0].any()
 
 
@@ -119,7 +119,7 @@ def test_temperature(kind, dtype, temperature, implementation):
 
 
 def test_each_result_alone_and_together(implementation):
-    """Whatever is asked for, the gradient is that of what was used."""
+    """The gradient is that of the results that were used, whichever were computed."""
     logits, targets = make("normal", 6, 1000, torch.float32)
     weights = upstream(6)
     zero = torch.zeros(6)
@@ -147,7 +147,7 @@ def test_strides(kind, dtype, implementation):
 
 
 def test_an_upstream_gradient_of_stride_0(implementation):
-    """What `sum().backward()` hands over."""
+    """`sum().backward()` passes such a gradient."""
     logits, targets = make("normal", 6, 1000, torch.float32)
     x = logits.requires_grad_()
     token_log_probs(x, targets).log_probs.sum().backward()
@@ -158,17 +158,17 @@ def test_an_upstream_gradient_of_stride_0(implementation):
 @pytest.mark.parametrize(("logit", "temperature"), [(6.9, 1.0), (9.0, 1.0), (12.0, 1.0), (28.3, 0.7), (97.3, 0.7)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_the_gradient_at_a_probability_near_1(dtype, logit, temperature, implementation):
-    """p of 0.9, 0.99 and more: formed in bf16, 1 - p was 100% wrong in a kernel of the field.
+    """p of 0.9, 0.99 and more: in another project's kernel, which formed 1 - p in bf16, it was 100% wrong.
 
-    Were logits scaled before they are subtracted, the difference at the maximum would be a product's rounding, 1e-5 at
-    97.3, and not 0.
+    If logits were scaled before they are subtracted, the difference at the maximum would not be 0 but the rounding of a
+    product, 1e-5 at 97.3.
     """
     logits = torch.zeros(1, 100, dtype=dtype)
     logits[0, 3] = logit
     x = logits.requires_grad_()
     token_log_probs(x, torch.tensor([3]), temperature=temperature).log_probs.sum().backward()
     reference = expected(logits, torch.tensor([3]), (torch.ones(1), torch.zeros(1), torch.zeros(1)), temperature)
-    # 2e-7: what fp32 keeps of a sum of 1 and something small
+    # 2e-7: rounding of an fp32 sum of 1 and a small number
     assert float(x.grad[0, 3]) == pytest.approx(float(reference.grad[0, 3]), rel=2**-8, abs=2e-7)
 
 
@@ -184,13 +184,13 @@ def test_ignored_tokens_give_zero_and_no_gradient(implementation):
     assert not x.grad[[1, 4]].any() and x.grad[[0, 2, 3, 5]].any(dim=1).all()
     kept = token_log_probs(logits, targets, return_entropy=True)
     assert torch.equal(result.log_probs[[0, 2, 3, 5]], kept.log_probs[[0, 2, 3, 5]])
-    # logits that hold nothing but NaN there do not matter
-    spoilt = logits.clone()
-    spoilt[1] = torch.nan
-    assert torch.equal(token_log_probs(spoilt, ignored).log_probs, result.log_probs.detach())
+    # NaN logits of an ignored token change nothing
+    with_nan = logits.clone()
+    with_nan[1] = torch.nan
+    assert torch.equal(token_log_probs(with_nan, ignored).log_probs, result.log_probs.detach())
 
 
-def test_nan_and_whole_rows_of_minus_infinity_are_not_hidden(implementation):
+def test_nan_and_rows_of_minus_infinity_give_nan(implementation):
     logits, targets = make("normal", 4, 5000, torch.float32)
     logits[0, 4999] = torch.nan
     logits[1] = -torch.inf
@@ -201,14 +201,14 @@ def test_nan_and_whole_rows_of_minus_infinity_are_not_hidden(implementation):
     assert result.log_probs[3].isfinite()
 
 
-def test_a_target_outside_the_vocabulary_is_minus_infinity(implementation):
+def test_a_target_outside_the_vocabulary_gives_minus_infinity(implementation):
     logits, _ = make("normal", 2, 10, torch.float32)
     assert (token_log_probs(logits, torch.tensor([10, -1])).log_probs == -torch.inf).all()
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_shards_joined_are_the_whole(dtype, implementation):
-    """Uneven, one of padding alone, and padding that would win every softmax were it read; its gradient is 0."""
+def test_merged_shards_give_the_statistics_of_the_whole(dtype, implementation):
+    """Uneven shards, one of them only padding. Padding would win every softmax if it were read; its gradient is 0."""
     logits, targets = make("normal", 5, 1000, dtype)
     targets[3] = -100
     kept, scale = targets != -100, torch.linspace(0.5, 2.0, 5)
@@ -220,23 +220,23 @@ def test_shards_joined_are_the_whole(dtype, implementation):
         kernels.token_stats(part, targets, scale, last - first, first, -100, True)
         for part, (first, last) in zip(parts, bounds, strict=True)
     ]
-    torch.testing.assert_close(joined(torch.stack(stats), scale)[:, kept], whole[:, kept], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(merge_stats(torch.stack(stats), scale)[:, kept], whole[:, kept], rtol=1e-5, atol=1e-5)
     rows = torch.stack([whole[0], whole[1].log(), whole[1].log() - whole[2] / whole[1], *upstream(5)])
-    of_whole = torch.empty_like(logits)
-    kernels.token_grad(logits, targets, scale, rows, 1000, 0, -100, of_whole)
+    whole_grad = torch.empty_like(logits)
+    kernels.token_grad(logits, targets, scale, rows, 1000, 0, -100, whole_grad)
     for part, (first, last) in zip(parts, bounds, strict=True):
         grad = torch.full_like(part, torch.nan)
         kernels.token_grad(part, targets, scale, rows, last - first, first, -100, grad)
-        torch.testing.assert_close(grad[:, : last - first], of_whole[:, first:last], rtol=1e-6, atol=0)
+        torch.testing.assert_close(grad[:, : last - first], whole_grad[:, first:last], rtol=1e-6, atol=0)
         assert not grad[:, last - first :].any()
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("vocabulary", [1000, 128_257])
-def test_a_row_is_the_same_bits_in_any_batch(dtype, vocabulary, implementation):
-    """Alone, first, last, at another alignment, with other threads: forward and gradient."""
+def test_a_row_is_bit_identical_in_any_batch(dtype, vocabulary, implementation):
+    """Forward and gradient of a row alone, first, last, at another alignment, and with other threads."""
     if implementation == "plain":
-        pytest.skip("plain PyTorch promises no such thing: its sums depend on the shape")
+        pytest.skip("plain PyTorch does not promise this: its sums depend on the shape")
     logits, targets = make("normal", 7, vocabulary, dtype)
 
     def run(rows):
@@ -258,7 +258,7 @@ def test_a_row_is_the_same_bits_in_any_batch(dtype, vocabulary, implementation):
         torch.set_num_threads(threads)
 
 
-def test_nothing_is_changed_unless_asked(implementation):
+def test_logits_are_overwritten_only_on_request(implementation):
     logits, targets = make("normal", 4, 1000, torch.bfloat16)
     before = logits.clone()
     x = logits.requires_grad_()
@@ -274,8 +274,8 @@ def test_nothing_is_changed_unless_asked(implementation):
     assert torch.equal(y.grad, x.grad) and seen == [pointer]
 
 
-def test_what_still_needs_the_old_logits_is_refused_after_an_in_place_backward(implementation):
-    """As torch does: each of these gave wrong gradients without a word."""
+def test_overwritten_logits_are_not_used_after_an_in_place_backward(implementation):
+    """Autograd raises an error, as for torch's own in-place operations. Each of these once gave wrong gradients."""
     logits, targets = make("normal", 4, 1000, torch.float32)
     x = logits.requires_grad_()
     changed = "modified by an inplace operation"
@@ -294,7 +294,7 @@ def test_what_still_needs_the_old_logits_is_refused_after_an_in_place_backward(i
 
 
 @pytest.mark.parametrize("way", ["column-major", "every other column", "expanded"])
-def test_in_place_needs_rows_of_their_own(way):
+def test_in_place_needs_contiguous_separate_rows(way):
     logits, targets = make("normal", 4, 1000, torch.float32)
     views = {
         "column-major": logits.t().contiguous().t(), "every other column": logits[:, ::2],
@@ -304,7 +304,7 @@ def test_in_place_needs_rows_of_their_own(way):
         token_log_probs(views[way], targets, in_place_backward=True)
 
 
-def test_without_gradients_nothing_is_kept(implementation):
+def test_nothing_is_saved_without_gradients(implementation):
     logits, targets = make("normal", 4, 1000, torch.float32)
     x = logits.requires_grad_()
     with torch.no_grad():
@@ -313,7 +313,7 @@ def test_without_gradients_nothing_is_kept(implementation):
 
 
 def test_gradcheck_of_the_plain_implementation():
-    """fp64, finite differences: log-probs, entropy and log-sum-exp at once, temperature per token."""
+    """Finite differences in fp64: log-probs, entropy and log-sum-exp at once, with a temperature per token."""
     logits = torch.randn(4, 11, dtype=torch.float64, requires_grad=True)
     targets = torch.tensor([0, 10, -100, 5])
     temperature = torch.tensor([0.5, 1.0, 1.0, 3.0], dtype=torch.float64)
@@ -333,7 +333,7 @@ def test_compiled_operators_pass_opcheck():
     torch.library.opcheck(torch.ops.octo.token_grad.default, (logits, targets, scale, rows, 100, 0, -100, out))
 
 
-def test_it_goes_through_torch_compile():
+def test_torch_compile():
     logits, targets = make("normal", 4, 1000, torch.float32)
 
     @torch.compile(backend="aot_eager", fullgraph=True)
@@ -351,7 +351,7 @@ def test_it_goes_through_torch_compile():
 @pytest.mark.parametrize(
     ("arguments", "expected_message"),
     [
-        ({"logits_TV": torch.zeros(3)}, "give (tokens, vocabulary), floating"),
+        ({"logits_TV": torch.zeros(3)}, "give (tokens, vocabulary), floating point"),
         ({"logits_TV": torch.zeros(2, 5, dtype=torch.int32)}, "torch.int32"),
         ({"targets_T": torch.zeros(3, dtype=torch.int64)}, "give (2,) int64"),
         ({"targets_T": torch.zeros(2, dtype=torch.int32)}, "torch.int32"),
@@ -359,7 +359,7 @@ def test_it_goes_through_torch_compile():
         ({"temperature": torch.ones(3)}, "one for each of 2 tokens"),
     ],
 )
-def test_what_does_not_fit_is_refused(arguments, expected_message):
+def test_invalid_arguments_are_refused(arguments, expected_message):
     given = {"logits_TV": torch.zeros(2, 5), "targets_T": torch.zeros(2, dtype=torch.int64)} | arguments
     with pytest.raises(OperatorError) as error:
         token_log_probs(**given)

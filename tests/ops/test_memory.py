@@ -1,4 +1,4 @@
-"""Peak memory of the linear form as CUDA runs it, counted on tensors without data: no GPU, and no time."""
+"""Peak memory of the linear form on CUDA, counted on fake tensors, without a GPU."""
 
 import weakref
 
@@ -12,7 +12,7 @@ from megatron_octo.ops import kernels, linear_token_log_probs
 
 
 class Peak(TorchDispatchMode):
-    """Bytes of all storages that live at once, beyond those of the inputs."""
+    """Peak bytes of all live storages, beyond those of the inputs."""
 
     def __init__(self, *inputs):
         super().__init__()
@@ -39,7 +39,7 @@ class Peak(TorchDispatchMode):
 
 
 def addmm_in_place(total, a, b, *, out_dtype, out):
-    """What CUDA's kernel is asked for, which tensors without data have no rule for: sums where they are."""
+    """CUDA's addmm with `out`, for which fake tensors have no rule: it sums in place."""
     assert out is total and total.dtype == out_dtype == torch.float32 and a.dtype == b.dtype == torch.bfloat16
     assert total.shape == (a.size(0), b.size(1)) and a.size(1) == b.size(0)
     return out
@@ -48,13 +48,13 @@ def addmm_in_place(total, a, b, *, out_dtype, out):
 @pytest.fixture
 def as_on_cuda(monkeypatch):
     assert kernels.has_library()
-    monkeypatch.setattr(FakeTensor, "is_cuda", True, raising=False)  # they are of the CPU: torch here has no CUDA
+    monkeypatch.setattr(FakeTensor, "is_cuda", True, raising=False)  # CPU tensors, since torch may have no CUDA
     monkeypatch.setattr(kernels, "has_bf16_product", lambda: False)
     monkeypatch.setattr(torch, "addmm", addmm_in_place)
 
 
 @pytest.mark.parametrize(("with_gradients", "limit"), [(False, 0.065e9), (True, 1.3e9)])
-def test_at_the_shape_of_the_goal(with_gradients, limit, as_on_cuda):
+def test_peak_memory_meets_the_goal(with_gradients, limit, as_on_cuda):
     """8,192 tokens, hidden 4,096, vocabulary 131,072, bf16, entropy: 1.3 GB, of which the weight's gradient is 1.07."""
     with FakeTensorMode():
         h = torch.empty(8192, 4096, dtype=torch.bfloat16, requires_grad=True)

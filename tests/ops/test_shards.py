@@ -1,4 +1,4 @@
-"""A vocabulary split over ranks gives what one process gives: gloo, 2 and 3 ranks, shards of different sizes."""
+"""A vocabulary split over ranks gives the results of one process: gloo, 2 and 3 ranks, shards of different sizes."""
 
 import os
 import subprocess
@@ -18,7 +18,7 @@ original = dist.all_reduce
 dist.all_reduce = lambda *a, **k: (collectives.append(a[0].shape), original(*a, **k))[1]
 V, T = 1000, 9
 bounds = {2: [0, 700, 1000], 3: [0, 1, 640, 1000]}[ranks]
-if len(sys.argv) > 1:                      # the last rank has nothing but padding
+if len(sys.argv) > 1:                      # the last rank has only padding
     bounds[-2] = V
 first, size, padding = bounds[rank], bounds[rank + 1] - bounds[rank], 3 * rank
 shard = VocabShard(dist.group.WORLD, first, size)
@@ -30,7 +30,7 @@ for kind in ("normal", "masked", "floored", "peaked", "negative"):
         whole = logits.clone().requires_grad_()
         one = token_log_probs(whole, targets, temperature=1.3, return_entropy=True)
         torch.autograd.backward((one.log_probs, one.entropy, one.log_sum_exp), weights)
-        mine = torch.full((T, size + padding), 1e9, dtype=dtype)     # padding that would win every softmax
+        mine = torch.full((T, size + padding), 1e9, dtype=dtype)     # padding would win every softmax
         mine[:, :size] = logits[:, first : first + size]
         mine.requires_grad_()
         collectives.clear()
@@ -43,9 +43,9 @@ for kind in ("normal", "masked", "floored", "peaked", "negative"):
         torch.testing.assert_close(mine.grad[:, :size], whole.grad[:, first : first + size], **tolerance)
         assert not mine.grad[:, size:].any()
         grads = []                                               # without the entropy
-        for x, of in ((whole, None), (mine, shard)):
+        for x, part_of in ((whole, None), (mine, shard)):
             x.grad = None
-            token_log_probs(x, targets, temperature=0.7, shard=of).log_probs.backward(weights[0])
+            token_log_probs(x, targets, temperature=0.7, shard=part_of).log_probs.backward(weights[0])
             grads.append(x.grad)
         torch.testing.assert_close(grads[1][:, :size], grads[0][:, first : first + size], **tolerance)
         # every rank has the same bits
@@ -69,7 +69,7 @@ for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 2**-7)):
     )
     (part.log_probs + 0.3 * part.entropy).sum().backward()
     torch.testing.assert_close(part.log_probs, one.log_probs, rtol=1e-5, atol=1e-5)
-    # hidden gradients are summed over the ranks in fp32, and rounded once
+    # hidden gradients are summed over the ranks in fp32 and rounded once
     for mine, whole in ((h2.grad, h1.grad), (w2.grad[:size], w1.grad[first : first + size])):
         largest = max(1.0, float(whole.abs().max())) if whole.numel() else 1.0  # a rank of padding has no rows
         torch.testing.assert_close(mine, whole, rtol=10 * tolerance, atol=tolerance * largest)
@@ -79,15 +79,15 @@ print("equal")
 
 
 @pytest.mark.parametrize(("ranks", "extra"), [(2, []), (3, []), (2, ["padding-only"])])
-def test_ranks_give_what_one_process_gives(ranks, extra, tmp_path):
+def test_ranks_give_the_results_of_one_process(ranks, extra, tmp_path):
     (tmp_path / "compare.py").write_text(CODE)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    done = subprocess.run(
+    completed = subprocess.run(
         [*command, str(tmp_path / "compare.py"), *extra],
         capture_output=True,
         text=True,
         check=False,
         env={**os.environ, "PYTHONPATH": ".", "OMP_NUM_THREADS": "1"},
     )
-    assert done.returncode == 0, done.stderr[-4000:]
-    assert done.stdout.count("equal") == ranks
+    assert completed.returncode == 0, completed.stderr[-4000:]
+    assert completed.stdout.count("equal") == ranks

@@ -1,10 +1,10 @@
-// A stand-in for a GPU, for tests alone: runs CUDA kernels on the CPU, thread for thread.
+// An emulated GPU for tests: runs CUDA kernels on the CPU, thread by thread.
 //
-// Each CUDA thread is a fibre with a stack of its own; blocks run one after the other. A fibre runs until it meets a
-// barrier or a shuffle, and goes on when all that it waits for have met it too: code that leaves one out, or meets it in
-// only some lanes, is an error here as it is a hang there. Threads run in rising or in falling order (`backwards`), so
-// what was left to chance by a missing barrier comes out differently. What it cannot show: speed, the device's own
-// exp2, memory ordering between threads that no barrier divides.
+// Each CUDA thread is a fibre with its own stack; blocks run one after the other. A fibre runs until it reaches a barrier
+// or a shuffle, and continues when all threads it waits for have reached it. Code that skips one, or reaches it in only
+// some lanes, hangs on a GPU and is an error here. Threads run in rising or falling order (`backwards`), so a missing
+// barrier gives different results. The emulation cannot show speed, the device's own exp2, or memory ordering between
+// threads without a barrier.
 #pragma once
 #include <cuda_runtime.h>
 #include <ucontext.h>
@@ -17,7 +17,7 @@
 #include <vector>
 
 #undef __shared__
-#define __shared__ static  // one block at a time
+#define __shared__ static  // blocks run one at a time
 #undef __launch_bounds__
 #define __launch_bounds__(...)
 
@@ -32,7 +32,7 @@ struct Thread {
   ucontext_t context;
   uint3 index{};
   Waits waits = Waits::nothing;
-  uint64_t given[2];    // to the last two shuffles: a lane may be at the next while another reads
+  uint64_t given[2];    // values of the last two shuffles: a lane may be at the next one while another still reads
   unsigned shuffles = 0;
 };
 
@@ -65,12 +65,12 @@ void in_order(unsigned first, unsigned last, Each each) {
   for (unsigned i = first; i < last; ++i) each(backwards ? first + last - 1 - i : i);
 }
 
-// Whether all of [first, last) wait for `what`; some of them alone are an error.
+// Whether all threads of [first, last) wait for `what`. It is an error if only some do.
 inline bool all_wait(Waits what, unsigned first, unsigned last, const char* name) {
   unsigned waiting = 0;
   for (unsigned i = first; i < last; ++i) waiting += block->threads[i].waits == what;
   if (waiting != 0 && waiting != last - first)
-    throw std::runtime_error(std::string(name) + " met by " + std::to_string(waiting) + " of " +
+    throw std::runtime_error(std::string(name) + " reached by " + std::to_string(waiting) + " of " +
                              std::to_string(last - first) + " threads");
   return waiting != 0;
 }
@@ -79,7 +79,7 @@ inline void run_block(unsigned threads) {
   while (true) {
     in_order(0, threads / kWarp, [&](unsigned warp) {
       const unsigned first = warp * kWarp, last = first + kWarp;
-      while (true) {  // until the warp is at a barrier, or done
+      while (true) {  // until the warp reaches a barrier or the end
         in_order(first, last, [&](unsigned i) {
           Thread& thread = block->threads[i];
           if (thread.waits != Waits::nothing) return;
@@ -90,7 +90,7 @@ inline void run_block(unsigned threads) {
         for (unsigned i = first; i < last; ++i) block->threads[i].waits = Waits::nothing;
       }
     });
-    if (!all_wait(Waits::barrier, 0, threads, "__syncthreads")) return;  // all are done
+    if (!all_wait(Waits::barrier, 0, threads, "__syncthreads")) return;  // all threads are at the end
     for (Thread& thread : block->threads) thread.waits = Waits::nothing;
   }
 }
@@ -99,17 +99,17 @@ template <class Kernel>
 auto launch(Kernel kernel, unsigned blocks, unsigned threads) {
   return [=](auto... arguments) {
     for (unsigned b = 0; b < blocks; ++b) {
-      Block of_launch;
-      block = &of_launch;
-      of_launch.threads.resize(threads);
-      of_launch.stacks = std::make_unique_for_overwrite<char[]>(threads * kStack);
-      of_launch.index = {b, 0, 0}, of_launch.blocks = blocks;
-      of_launch.kernel = [=] { kernel(arguments...); };
+      Block current;
+      block = &current;
+      current.threads.resize(threads);
+      current.stacks = std::make_unique_for_overwrite<char[]>(threads * kStack);
+      current.index = {b, 0, 0}, current.blocks = blocks;
+      current.kernel = [=] { kernel(arguments...); };
       for (unsigned i = 0; i < threads; ++i) {
-        Thread& thread = of_launch.threads[i];
+        Thread& thread = current.threads[i];
         thread.index = {i, 0, 0};
         getcontext(&thread.context);
-        thread.context.uc_stack.ss_sp = of_launch.stacks.get() + i * kStack;
+        thread.context.uc_stack.ss_sp = current.stacks.get() + i * kStack;
         thread.context.uc_stack.ss_size = kStack;
         makecontext(&thread.context, enter, 0);
       }
@@ -118,7 +118,7 @@ auto launch(Kernel kernel, unsigned blocks, unsigned threads) {
   };
 }
 
-// The value that lane `source` gave to this shuffle.
+// The value that lane `source` passed to this shuffle.
 template <class T>
 T shuffle(unsigned mask, T value, unsigned source) {
   static_assert(sizeof(T) <= sizeof(uint64_t));

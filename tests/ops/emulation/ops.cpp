@@ -1,9 +1,10 @@
-// csrc's CUDA operators, host side and all, on the emulated GPU: torch.ops.octo_emulated, for tensors of the CPU.
+// csrc's CUDA operators, including their host code, on the emulated GPU: torch.ops.octo_emulated, for CPU tensors.
 #include "cuda.h"
 
 #include "launch.cuh"
 
-// What the operators ask a GPU's runtime and torch for. Two blocks, whatever the rows: each then walks several.
+// Stubs of the CUDA runtime and torch functions that the operators call. There are always two blocks, so each takes
+// several rows.
 extern "C" {
 cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) { return *value = 2, cudaSuccess; }
@@ -26,24 +27,24 @@ using torch::stable::Tensor;
 
 void backwards(bool yes) { emulation::backwards = yes; }
 
-// Kernels that are wrong, for the test that it is seen.
-enum Wrong { kNoBarrier, kPartOfAWarp, kUnaligned };
+// A faulty kernel, to test that the emulation detects the faults.
+enum Fault { kNoBarrier, kPartOfAWarp, kUnaligned };
 
-__global__ void wrong_kernel(float* x, int64_t what) {
+__global__ void faulty_kernel(float* x, int64_t fault) {
   __shared__ float shared;
-  if (what == kNoBarrier) {
+  if (fault == kNoBarrier) {
     if (threadIdx.x == 0) shared = x[0];
     if (threadIdx.x == octo::kWarp) x[1] = shared;
   }
-  if (what == kPartOfAWarp && threadIdx.x < 5) x[1] = __shfl_up_sync(~0u, x[0], 1);
-  if (what == kUnaligned) {
+  if (fault == kPartOfAWarp && threadIdx.x < 5) x[1] = __shfl_up_sync(~0u, x[0], 1);
+  if (fault == kUnaligned) {
     const octo::Words<4> words = *reinterpret_cast<const octo::Words<4>*>(x + 1);
     x[0] = octo::bit_cast<float>(words.words[0]);
   }
 }
 
-void wrong(Tensor x, int64_t what) {
-  OCTO_LAUNCH(wrong_kernel, 1, 64, nullptr)(x.mutable_data_ptr<float>(), what);
+void faulty(Tensor x, int64_t fault) {
+  OCTO_LAUNCH(faulty_kernel, 1, 64, nullptr)(x.mutable_data_ptr<float>(), fault);
 }
 
 }  // namespace
@@ -54,11 +55,11 @@ STABLE_TORCH_LIBRARY(octo_emulated, m) {
   m.def("token_grad(Tensor logits, Tensor targets, Tensor inverse_temperature, Tensor rows, int columns, int first, "
         "int ignore_index, Tensor(a!) out) -> ()");
   m.def("backwards(bool yes) -> ()");
-  m.def("wrong(Tensor(a!) x, int what) -> ()");
+  m.def("faulty(Tensor(a!) x, int fault) -> ()");
 }
 STABLE_TORCH_LIBRARY_IMPL(octo_emulated, CPU, m) {
   m.impl("token_stats", TORCH_BOX(&octo::token_stats));
   m.impl("token_grad", TORCH_BOX(&octo::token_grad));
-  m.impl("wrong", TORCH_BOX(&wrong));
+  m.impl("faulty", TORCH_BOX(&faulty));
 }
 STABLE_TORCH_LIBRARY_IMPL(octo_emulated, CompositeExplicitAutograd, m) { m.impl("backwards", TORCH_BOX(&backwards)); }
