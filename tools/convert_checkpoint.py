@@ -12,7 +12,7 @@ The exit status is 1 if two folders differ, 2 for bad input.
 import sys
 
 from megatron_octo.cli.commands import run_command
-from megatron_octo.cli.convert import convert
+from megatron_octo.cli.convert import convert_commands
 
 if __name__ == "__main__":
-    sys.exit(run_command(convert, "convert_checkpoint"))
+    sys.exit(run_command(convert_commands, "convert_checkpoint"))

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 import click
 
 from megatron_octo import __version__
-from megatron_octo.cli.bench import bench
-from megatron_octo.cli.checkpoints import checkpoint
+from megatron_octo.cli.bench import bench_commands
+from megatron_octo.cli.checkpoints import checkpoint_commands
 from megatron_octo.cli.commands import OctoGroup, run_command
-from megatron_octo.cli.convert import convert
-from megatron_octo.cli.data import data
-from megatron_octo.cli.recipes import recipe, recipes
+from megatron_octo.cli.convert import convert_commands
+from megatron_octo.cli.data import data_commands
+from megatron_octo.cli.recipes import list_recipes, print_recipe
 from megatron_octo.cli.run import export, heldout, report, rl, status, train
 
 __all__ = ["main", "octo"]
@@ -25,10 +25,10 @@ _COMPLETE = "_OCTO_COMPLETE"
     cls=OctoGroup,
     sections={
         "Run": [train, rl, export, heldout, report, status],
-        "Data": [data],
-        "Checkpoints": [checkpoint, convert],
-        "Recipes": [recipes, recipe],
-        "Kernels": [bench],
+        "Data": [data_commands],
+        "Checkpoints": [checkpoint_commands, convert_commands],
+        "Recipes": [list_recipes, print_recipe],
+        "Kernels": [bench_commands],
     },
     examples=["octo data prepare tiny", "octo train tiny", "octo train --help"],
 )

@@ -65,5 +65,5 @@ def logprob(
     sections={"Commands": [logprob]},
     examples=["octo bench logprob --threads 2"],
 )
-def bench() -> None:
+def bench_commands() -> None:
     """Measure kernels against the field."""

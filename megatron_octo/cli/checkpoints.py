@@ -24,5 +24,5 @@ def verify(path: Path) -> int:
     sections={"Commands": [verify]},
     examples=["octo checkpoint verify runs/tiny/stages/stable/checkpoints"],
 )
-def checkpoint() -> None:
+def checkpoint_commands() -> None:
     """Look after checkpoints."""

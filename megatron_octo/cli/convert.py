@@ -141,7 +141,7 @@ def export(
 @click.argument("megatron", type=PATH, metavar="MEGATRON_DIR", help="A Megatron checkpoint of the same model.")
 @click.option("--logits", is_flag=True, help="Compare logits on fixed prompts too, in fp32.")
 def verify(hf: Path, megatron: Path, logits: bool) -> int:
-    """Compare two folders tensor by tensor; the status is 1 if a bit differs."""
+    """Compare two folders tensor by tensor; exit with 1 if a bit differs."""
     from megatron_octo.bridge.hf_folder import open_hf_folder
     from megatron_octo.bridge.megatron_folder import open_megatron_folder
     from megatron_octo.bridge.verify import verify_tensors
@@ -176,5 +176,5 @@ def _compare_logits(hf: Path, megatron: Path) -> int:
     sections={"Commands": [import_, export, verify]},
     examples=["octo convert import HF_DIR MEGATRON_DIR", "octo convert verify HF_DIR MEGATRON_DIR --logits"],
 )
-def convert() -> None:
+def convert_commands() -> None:
     """Convert weights between Hugging Face and Megatron; compare both."""

@@ -124,5 +124,5 @@ def show(options: RunOptions, stage: str, samples: tuple[int, ...]) -> int:
     sections={"Commands": [check, prepare, verify, show]},
     examples=["octo data prepare tiny"],
 )
-def data() -> None:
+def data_commands() -> None:
     """Check, prepare and verify corpora, look at samples."""

@@ -7,7 +7,7 @@ from megatron_octo.cli.options import RunOptions, run_options
 
 
 @click.command("recipes", cls=OctoCommand, examples=["octo recipes"])
-def recipes() -> int:
+def list_recipes() -> int:
     """List the shipped recipes."""
     from megatron_octo.recipe import load_recipe, shipped_recipes
 
@@ -18,7 +18,7 @@ def recipes() -> int:
 
 @click.command("recipe", cls=OctoCommand, examples=["octo recipe octothinker-3b", "octo recipe tiny -s seed=2"])
 @run_options
-def recipe(options: RunOptions) -> int:
+def print_recipe(options: RunOptions) -> int:
     """Print a recipe, resolved and checked."""
     from megatron_octo.recipe import dump_recipe
 
