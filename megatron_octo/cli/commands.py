@@ -22,6 +22,9 @@ class OctoCommand(click.Command):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; returns its exit status."""
+        from megatron_octo.runtime.quiet import silence_library_warnings
+
+        silence_library_warnings()
         try:
             Path.cwd()
         except FileNotFoundError:
@@ -84,9 +87,6 @@ def run_command(command: click.Command, program: str, arguments: Sequence[str] |
     Returns:
         the exit status. click's own `main` is not used: it takes EOFError for an interruption, and it exits.
     """
-    from megatron_octo.runtime.quiet import silence_library_warnings
-
-    silence_library_warnings()
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         with command.make_context(program, words) as context:
