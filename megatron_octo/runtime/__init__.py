@@ -1,1 +1,1 @@
-"""Where it runs: devices, ranks, the run folder, progress."""
+"""Where a run executes: devices, ranks, signals, the run folder, checkpoints."""

@@ -1,4 +1,4 @@
-"""A checkpoint's `.metadata`: which tensors it has, of what shape, and where each part lies. Every field is checked."""
+"""A checkpoint's `.metadata`: its tensors, their shapes, and where each part is stored. Every field is checked."""
 
 import math
 import re
@@ -27,21 +27,21 @@ from megatron_octo.runtime.metadata_pickle import Record, read_pickled_records
 METADATA = ".metadata"
 FORMAT = "metadata.json"
 MOST_METADATA_BYTES = 16 << 20
-"""A part of a tensor takes about 300 bytes: fifty thousand of them. Llama-3.1-8B has 6,000 at tensor parallel 8."""
+"""Room for fifty thousand parts of about 300 bytes. Llama-3.1-8B has 6,000 at tensor parallel 8."""
 _MOST_PARTS = 100_000
-"""Of all tensors: a pickle may name one list of parts under a thousand tensors."""
+"""Most parts of all tensors together: a pickle can list the same parts under a thousand tensors."""
 _MOST_DIMENSIONS = 8
 _LARGEST = 1 << 48
 _OBJECT_KEY = re.compile(r".+/shard_\d{1,9}(\.\d{1,9}){0,8}_\d{1,9}(\.\d{1,9}){0,8}$", re.DOTALL)
-"""As Megatron names an object: `<key>/shard_<place>_<places>`."""
+"""Megatron's name of an object: `<key>/shard_<index>_<count>`."""
 
 
 def read_checkpoint_metadata(folder: Path) -> Metadata:
-    """The metadata of a torch_dist checkpoint. No pickle is run; every part lies within a file of the folder.
+    """The metadata of a torch_dist checkpoint. It is not unpickled, and every part is within a file of the folder.
 
     Raises:
-        CheckpointError: none there, larger than MOST_METADATA_BYTES, damaged, of classes that metadata does not need,
-            or with parts that lie outside the folder, a file or their tensor.
+        CheckpointError: there is none; it is larger than MOST_METADATA_BYTES, damaged, or names classes that metadata
+            does not need; or a part is outside the folder, its file or its tensor.
     """
     path = folder / METADATA
     try:
@@ -51,7 +51,8 @@ def read_checkpoint_metadata(folder: Path) -> Metadata:
             raise CheckpointError(f"{path}: not a regular file; restore it from a copy")
         if status.st_size > MOST_METADATA_BYTES:
             raise CheckpointError(
-                f"{path}: {status.st_size:,} bytes, and at most {MOST_METADATA_BYTES:,} are read; is it a checkpoint's?"
+                f"{path}: {status.st_size:,} bytes, and at most {MOST_METADATA_BYTES:,} are read; is it the "
+                "metadata of a checkpoint?"
             )
         with open(path, "rb") as file:
             data = file.read(MOST_METADATA_BYTES)
@@ -65,13 +66,13 @@ def read_checkpoint_metadata(folder: Path) -> Metadata:
 
 
 def check_format(folder: Path) -> None:
-    """Refuse a checkpoint that is not in the format torch_dist, version 1.
+    """Refuse a checkpoint that is not in version 1 of the format torch_dist.
 
     Raises:
-        CheckpointError: with the format that `metadata.json` names.
+        CheckpointError: it is in another format, which the message names.
     """
     if not (folder / FORMAT).is_file():
-        raise CheckpointError(f"{folder}: no {FORMAT}, so it is not a checkpoint of Megatron's; give the right folder")
+        raise CheckpointError(f"{folder}: no {FORMAT}, so it is not a Megatron checkpoint; give the right folder")
     check_inside(folder, folder / FORMAT, CheckpointError)
     found = read_json_object(folder / FORMAT, CheckpointError, "restore it from a copy")
     known = {
@@ -85,33 +86,33 @@ def check_format(folder: Path) -> None:
 
 
 class _Builder:
-    """Torch's classes from the records of one folder's metadata."""
+    """Builds torch's classes from the records of one folder's metadata."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.where = folder, str(folder / METADATA)
         self.sizes: dict[str, int] = {}
-        """Of the files named so far."""
+        """Bytes of each file that was named so far."""
         self.parts = 0
 
     def metadata(self, whole: Any) -> Metadata:
-        """The whole of it."""
+        """All of the metadata."""
         if not isinstance(whole, Record) or whole.kind not in ("Metadata", "MCoreMetadata"):
-            raise self.wrong("it holds", whole)
+            raise self.wrong("its content is", whole)
         fields = self.fields(whole, whole.kind)
         entries = {key: self.entry(key, value) for key, value in self.items(fields.get("state_dict_metadata"))}
         storage = dict(self.place(key, value) for key, value in self.items(fields.get("storage_data")))
         if missing := next((index for index in _parts(entries) if index not in storage), None):
-            raise CheckpointError(f"{self.where}: does not say where {missing.fqn} lies; restore it from a copy")
+            raise CheckpointError(f"{self.where}: does not say where {missing.fqn} is stored; restore it from a copy")
         return Metadata(entries, planner_data=None, storage_data=storage, storage_meta=StorageMeta())
 
     def entry(self, key: Any, value: Any) -> TensorStorageMetadata | BytesStorageMetadata:
-        """A tensor's shape, dtype and parts, or an object's presence."""
+        """A tensor's shape, dtype and parts, or the presence of an object."""
         if isinstance(key, str) and isinstance(value, Record) and value.kind == "BytesStorageMetadata":
             if not _OBJECT_KEY.match(key):
-                raise self.wrong("an object is called", key)
+                raise self.wrong("the name of an object is", key)
             return BytesStorageMetadata()
         if not isinstance(key, str):
-            raise self.wrong("a tensor is called", key)
+            raise self.wrong("the name of a tensor is", key)
         fields = self.fields(value, "TensorStorageMetadata")
         size = self.extent(fields.get("size"))
         properties, chunks = fields.get("properties"), fields.get("chunks")
@@ -125,19 +126,19 @@ class _Builder:
         self.parts += len(chunks)
         if self.parts > _MOST_PARTS:
             raise CheckpointError(
-                f"{self.where}: more than {_MOST_PARTS:,} parts, the limit here; is it a checkpoint's?"
+                f"{self.where}: more than {_MOST_PARTS:,} parts, the limit here; is it the metadata of a checkpoint?"
             )
         made = [self.chunk(key, size, chunk) for chunk in chunks]
         if len({chunk.offsets for chunk in made}) != len(made):
-            raise CheckpointError(f"{self.where}: {key} has two parts at one place; restore it from a copy")
+            raise CheckpointError(f"{self.where}: {key} has two parts at the same offset; restore it from a copy")
         return TensorStorageMetadata(TensorProperties(dtype=dtype), size, made)
 
     def chunk(self, key: str, size: torch.Size, value: Any) -> ChunkStorageMetadata:
-        """A part, which lies within its tensor."""
+        """A part, checked to be within its tensor."""
         fields = self.fields(value, "ChunkStorageMetadata")
         offsets, sizes = self.extent(fields.get("offsets")), self.extent(fields.get("sizes"))
         fits = len(offsets) == len(sizes) == len(size)
-        if not fits or any(offset + length > most for offset, length, most in zip(offsets, sizes, size, strict=True)):
+        if not fits or any(offset + length > limit for offset, length, limit in zip(offsets, sizes, size, strict=True)):
             raise CheckpointError(
                 f"{self.where}: {key} of shape {list(size)} has a part of shape {list(sizes)} at {list(offsets)}; "
                 "restore it from a copy"
@@ -145,23 +146,23 @@ class _Builder:
         return ChunkStorageMetadata(offsets, sizes)
 
     def place(self, index: Any, value: Any) -> tuple[MetadataIndex, _StorageInfo]:
-        """Where a part lies: within a file, within the folder."""
-        of, fields = self.fields(index, "MetadataIndex"), self.fields(value, "_StorageInfo")
-        name, offset = of.get("fqn"), of.get("offset")
+        """Where a part is stored, checked to be within a file of the folder."""
+        part, fields = self.fields(index, "MetadataIndex"), self.fields(value, "_StorageInfo")
+        name, offset = part.get("fqn"), part.get("offset")
         if not isinstance(name, str):
-            raise self.wrong("a part is of", name)
+            raise self.wrong("the tensor of a part is", name)
         if fields.get("transform_descriptors"):
             raise CheckpointError(
-                f"{self.where}: {name} is compressed by an extension of torch; only plain parts are read: save the "
-                "checkpoint again without"
+                f"{self.where}: {name} is compressed by an extension of torch, which is not read; save the checkpoint "
+                "again without it"
             )
         relative, start, length = fields.get("relative_path"), fields.get("offset"), fields.get("length")
         start, length = self.number(start), self.number(length)
         if not isinstance(relative, str):
-            raise self.wrong("a file is called", relative)
-        if start + length > (held := self.size_of(relative)):
+            raise self.wrong("the name of a file is", relative)
+        if start + length > (size := self.size_of(relative)):
             raise CheckpointError(
-                f"{self.where}: {name} lies at {start:,} to {start + length:,} of {relative}, which has {held:,} "
+                f"{self.where}: {name} is stored at {start:,} to {start + length:,} of {relative}, which has {size:,} "
                 "bytes; restore it from a copy"
             )
         return MetadataIndex(name, None if offset is None else self.extent(offset)), _StorageInfo(
@@ -169,12 +170,12 @@ class _Builder:
         )
 
     def size_of(self, relative: str) -> int:
-        """Bytes of a file that metadata names."""
+        """Size in bytes of a file that the metadata names."""
         if relative not in self.sizes:
             path = self.folder / relative
             if not relative or Path(relative).is_absolute() or ".." in Path(relative).parts or "\0" in relative:
                 raise CheckpointError(
-                    f"{self.where}: names the file {shortened(relative)!r}, outside its folder, which is not read: do "
+                    f"{self.where}: names the file {shortened(relative)!r}, outside its folder, which is not read; do "
                     "not use this checkpoint"
                 )
             check_inside(self.folder, path, CheckpointError)
@@ -190,19 +191,19 @@ class _Builder:
         return self.sizes[relative]
 
     def fields(self, value: Any, kind: str) -> dict[Any, Any]:
-        """The fields of a record of a kind."""
+        """The fields of a record, checked to be of a kind."""
         if not isinstance(value, Record) or value.kind != kind or not isinstance(value.state, dict):
-            raise self.wrong(f"where a {kind} is expected stands", value)
+            raise self.wrong(f"instead of a {kind} there is", value)
         return value.state
 
     def items(self, value: Any) -> Iterator[tuple[Any, Any]]:
-        """The pairs of a mapping."""
+        """The items of a mapping."""
         if not isinstance(value, dict):
-            raise self.wrong("where a mapping is expected stands", value)
+            raise self.wrong("instead of a mapping there is", value)
         yield from value.items()
 
     def extent(self, value: Any) -> torch.Size:
-        """A shape, or a place in one."""
+        """A shape or an offset, of at most _MOST_DIMENSIONS dimensions."""
         if not isinstance(value, tuple) or len(value) > _MOST_DIMENSIONS:
             raise self.wrong("a shape is", value)
         size = torch.Size([self.number(length) for length in value])
@@ -211,21 +212,21 @@ class _Builder:
         return size
 
     def number(self, value: Any) -> int:
-        """A count or a place."""
+        """A length or an offset."""
         if type(value) is not int or not 0 <= value <= _LARGEST:
             raise self.wrong("a size is", value)
         return value
 
-    def wrong(self, what: str, value: Any) -> CheckpointError:
-        """The error about a value that metadata cannot have."""
+    def wrong(self, description: str, value: Any) -> CheckpointError:
+        """The error for a value that metadata cannot have."""
         plain = isinstance(value, str | int | float | torch.dtype)
         kind = f"a {value.kind}" if isinstance(value, Record) else type(value).__name__
         shown = shortened(repr(value), 80) if plain else kind
-        return CheckpointError(f"{self.where}: damaged: {what} {shown}; restore it from a copy")
+        return CheckpointError(f"{self.where}: damaged: {description} {shown}; restore it from a copy")
 
 
 def _parts(entries: dict[str, TensorStorageMetadata | BytesStorageMetadata]) -> Iterator[MetadataIndex]:
-    """Everything that must lie somewhere."""
+    """Everything that must be stored somewhere."""
     for key, entry in entries.items():
         if isinstance(entry, TensorStorageMetadata):
             yield from (MetadataIndex(key, chunk.offsets) for chunk in entry.chunks)

@@ -1,7 +1,7 @@
-"""What a checkpoint holds beside tensors: `common.pt`, and Megatron's objects among the tensors. Read without pickle.
+"""The parts of a checkpoint that are not tensors: `common.pt`, and objects among the tensors. Read without pickle.
 
-torch.load with `weights_only=True` knows tensors and plain values; torch lets a program add classes to those, and
-Megatron adds sixteen (numpy's, its options, its enumerations). None of them is needed for what is saved here.
+torch.load with `weights_only=True` loads tensors and plain values. A program can allow more classes, and Megatron
+allows sixteen (numpy's, its options, its enumerations). Nothing that is saved here needs any of them.
 """
 
 import io
@@ -21,30 +21,30 @@ from megatron_octo.runtime.links import check_inside
 
 COMMON = "common.pt"
 MOST_OBJECT_BYTES = 256 << 20
-"""An object is a few thousand bytes; `common.pt` of this project too, and of Megatron-LM a few hundred thousand."""
+"""An object and our `common.pt` have a few thousand bytes, Megatron-LM's `common.pt` a few hundred thousand."""
 _TE = "transformer_engine.common.recipe"
 _FP8_RECIPES = (
     "DelayedScaling", "Float8CurrentScaling", "MXFP8BlockScaling", "Float8BlockScaling", "NVFP4BlockScaling", "Format",
     "_FormatHelper", "_OverrideLinearPrecision", "MMParams", "QParams",
 )  # fmt: skip
-"""Of Transformer Engine: what FP8 scales are pickled with."""
+"""Classes of Transformer Engine that occur in pickled FP8 scales."""
 
 
 def load_object(source: IO[bytes], where: str) -> Any:
-    """One object as torch.save wrote it: tensors on the CPU, dict, list, tuple, text and numbers.
+    """One object that torch.save wrote: tensors on the CPU, dict, list, tuple, text and numbers.
 
     Args:
         source: a file or BytesIO.
-        where: what it is, for messages.
+        where: the name of the object, for messages.
 
     Raises:
-        CheckpointError: it names a class that is none of these, is compressed, too large or damaged.
+        CheckpointError: it names any other class, or is compressed, too large or damaged.
     """
     try:
         with zipfile.ZipFile(source) as archive:
             entries = archive.infolist()
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-            raise CheckpointError(f"{where}: compressed, which torch.save does not do; it is not read")
+            raise CheckpointError(f"{where}: compressed, which torch.save never does; it is not read")
         if (total := sum(entry.file_size for entry in entries)) > MOST_OBJECT_BYTES:
             raise CheckpointError(f"{where}: {total:,} bytes, and at most {MOST_OBJECT_BYTES:,} are read")
         source.seek(0)
@@ -52,21 +52,21 @@ def load_object(source: IO[bytes], where: str) -> Any:
             return torch.load(source, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as refused:
         raise CheckpointError(
-            f"{where}: holds more than tensors and plain values ({_named(refused)}), which is not loaded: do not use "
+            f"{where}: holds more than tensors and plain values ({_named(refused)}), which is not loaded; do not use "
             "this checkpoint"
         ) from None
     except CheckpointError:
         raise
-    except Exception as problem:  # a damaged archive fails in any way
+    except Exception as problem:  # a damaged archive can raise anything
         reason = f"{type(problem).__name__}: {problem!s:.120}"
         raise CheckpointError(f"{where}: damaged or cut short ({reason}); restore it from a copy") from None
 
 
 def load_common(folder: Path) -> dict[str, Any]:
-    """What a checkpoint holds once for all ranks: `common.pt`.
+    """The content of `common.pt`, which a checkpoint stores once for all ranks.
 
     Raises:
-        CheckpointError: see `load_object`; or it is no mapping.
+        CheckpointError: see `load_object`; or it is not a mapping.
     """
     path = folder / COMMON
     check_inside(folder, path, CheckpointError)
@@ -81,7 +81,7 @@ def load_common(folder: Path) -> dict[str, Any]:
 
 
 def _named(refused: pickle.UnpicklingError) -> str:
-    """The class or function that torch refused; its own text ends in advice to allow it."""
+    """The class or function that torch refused. torch's own message ends in advice to allow it."""
     said = str(refused)
     if found := re.search(r"GLOBAL (\S+)", said):
         return shortened(found.group(1))
@@ -90,7 +90,7 @@ def _named(refused: pickle.UnpicklingError) -> str:
 
 @contextmanager
 def plain_values_only() -> Iterator[None]:
-    """Take back, for a while, the classes that Megatron lets torch.load make."""
+    """Withdraw the classes that Megatron allowed to torch.load, while the body runs."""
     added = torch.serialization.get_safe_globals()
     torch.serialization.clear_safe_globals()
     try:
@@ -101,32 +101,32 @@ def plain_values_only() -> Iterator[None]:
 
 
 def check_extra_states(state: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """A model's loaded state with its `_extra_state` entries written anew from what they hold.
+    """A model's loaded state in which every `_extra_state` entry was read safely and pickled again.
 
-    Transformer Engine keeps FP8 scales under that name as a pickle, in bytes or in a tensor of bytes, and unpickles it
-    when the model takes its state. What it gets from here was pickled here.
+    Transformer Engine stores FP8 scales under that name as a pickle, in bytes or in a tensor of bytes, and unpickles
+    them in `load_state_dict`. After this function it unpickles only what was pickled here.
 
     Raises:
-        CheckpointError: one that holds more than tensors, plain values and Transformer Engine's recipes.
+        CheckpointError: an entry holds more than tensors, plain values and Transformer Engine's recipes.
     """
     return {
-        key: _pickled_anew(value, f"{where}: {key}") if "_extra_state" in key else value for key, value in state.items()
+        key: _repickled(value, f"{where}: {key}") if "_extra_state" in key else value for key, value in state.items()
     }
 
 
-def _pickled_anew(value: Any, where: str) -> Any:
+def _repickled(value: Any, where: str) -> Any:
     if isinstance(value, io.BytesIO):
         value.seek(0)
-        anew = io.BytesIO()
-        torch.save(load_object(value, where), anew)
-        anew.seek(0)
-        return anew
+        again = io.BytesIO()
+        torch.save(load_object(value, where), again)
+        again.seek(0)
+        return again
     if isinstance(value, torch.Tensor) and value.dtype == torch.uint8 and value.numel():
-        held = _unpickled(value.detach().cpu().numpy().tobytes(), where)
-        return torch.frombuffer(bytearray(pickle.dumps(held)), dtype=torch.uint8).to(value.device)
+        scales = _unpickled(value.detach().cpu().numpy().tobytes(), where)
+        return torch.frombuffer(bytearray(pickle.dumps(scales)), dtype=torch.uint8).to(value.device)
     if value is None or isinstance(value, torch.Tensor):
         return value
-    raise CheckpointError(f"{where}: holds a {type(value).__name__}, which is not loaded: do not use this checkpoint")
+    raise CheckpointError(f"{where}: holds a {type(value).__name__}, which is not loaded; do not use this checkpoint")
 
 
 def _unpickled(data: bytes, where: str) -> Any:
@@ -136,19 +136,19 @@ def _unpickled(data: bytes, where: str) -> Any:
         raise CheckpointError(f"{where}: {refused}") from None
     except pickle.UnpicklingError as refused:
         raise CheckpointError(
-            f"{where}: damaged, or holds more than FP8 scales ({_named(refused)}); it is not loaded: do not use this "
+            f"{where}: damaged, or holds more than FP8 scales ({_named(refused)}); it is not loaded; do not use this "
             "checkpoint"
         ) from None
-    except Exception as problem:  # damaged bytes are damaged instructions, which fail in any way
+    except Exception as problem:  # damaged instructions of pickle can raise anything
         reason = f"{type(problem).__name__}: {problem!s:.100}"
         raise CheckpointError(f"{where}: damaged ({reason}); restore it from a copy") from None
 
 
 class _ScalesUnpickler(pickle._Unpickler):
-    """Tensors, plain values, and Transformer Engine's recipes by name. (Not in C: see `metadata_pickle.py`.)"""
+    """Unpickles tensors, plain values and Transformer Engine's recipes. In Python, not C: see `metadata_pickle.py`."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """One of the few names that FP8 scales need."""
+        """The object of one of the few names that FP8 scales need."""
         if (module, name) in _NAMES:
             return _NAMES[module, name]
         if module == "torch" and isinstance(found := getattr(torch, name, None), torch.dtype):
@@ -157,12 +157,12 @@ class _ScalesUnpickler(pickle._Unpickler):
             return super().find_class(module, name)
         raise CheckpointError(
             f"names {module}.{name}"[:200]
-            + ", which FP8 scales do not need; it is not loaded: do not use this checkpoint"
+            + ", which FP8 scales do not need; it is not loaded; do not use this checkpoint"
         )
 
 
 def _storage(data: bytes) -> Any:
-    """torch.storage._load_from_bytes, which loads anything, held to plain values. (A pickled storage is no archive.)"""
+    """torch.storage._load_from_bytes, restricted to plain values. (A pickled storage is not a zip archive.)"""
     with plain_values_only():
         return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
 

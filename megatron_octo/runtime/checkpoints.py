@@ -1,7 +1,7 @@
-"""Checkpoint folders: their names, what makes one complete, and how one is verified.
+"""Checkpoint folders: their names, when one is complete, and how one is verified.
 
-A checkpoint is a folder `step-0000500/` with a `manifest.json` that was written last and lists every other file
-with its size and SHA-256. It is made under a hidden name and renamed, so a folder under the final name is whole.
+A checkpoint is a folder `step-0000500/` with a `manifest.json` that was written last and lists every other file with
+its size and SHA-256. It is made under a hidden name and renamed, so a folder with the final name is complete.
 """
 
 import re
@@ -23,30 +23,30 @@ _STEP = re.compile(r"^step-(\d{7,})$")
 
 
 class CheckpointManifest(BaseModel):
-    """What a checkpoint holds and where it comes from."""
+    """The content of a checkpoint and where it comes from."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     format: int = Field(default=2, ge=1, le=2)
     """1: written before manifests had a digest."""
     digest: str | None = None
-    """SHA-256 of everything else here."""
+    """SHA-256 of all other fields."""
     recipe: str
     stage: str
     step: int = Field(ge=0)
-    """Optimizer steps done within the stage."""
+    """Optimizer steps of the stage so far."""
     stage_tokens: int
     lineage_tokens: int
-    """Tokens since the base model, over all ancestors."""
+    """Tokens since the base model, including all ancestors."""
     learning_rate: float
-    """The rate of the last step done."""
+    """The learning rate of the last step."""
     layout: dict[str, Any]
     resharding: str
-    """`full`, or `data_parallel`: what may change at a resume."""
+    """What may change at a resume: `full` or `data_parallel`."""
     architecture: dict[str, Any]
     data_fingerprint: dict[str, Any]
     origin: dict[str, Any] = {}
-    """Of an imported model: where its weights are from."""
+    """Where the weights of an imported model come from."""
     spikes: list[int] = []
     first_loss: float | None = None
     last_loss: float | None = None
@@ -55,7 +55,7 @@ class CheckpointManifest(BaseModel):
     files: list[RecordedFile] = []
 
     def own_digest(self) -> str:
-        """What `digest` must be."""
+        """The value that `digest` must have."""
         return sha256_of_json(self.model_dump(mode="json", exclude={"digest"}))
 
 
@@ -65,12 +65,12 @@ def folder_name(step: int) -> str:
 
 
 def partial_folder(checkpoints: Path, step: int) -> Path:
-    """Where a checkpoint is written before it is whole."""
+    """The folder that a checkpoint is written to before it is complete."""
     return checkpoints / f".{folder_name(step)}.partial"
 
 
 def complete_steps(checkpoints: Path) -> list[int]:
-    """Steps with a complete checkpoint, ascending."""
+    """Steps that have a complete checkpoint, ascending."""
     if not checkpoints.is_dir():
         return []
     found = [(_STEP.match(entry.name), entry) for entry in checkpoints.iterdir()]
@@ -85,26 +85,26 @@ def read_checkpoint_manifest(folder: Path) -> CheckpointManifest:
     """
     path = folder / MANIFEST
     if not folder.is_dir():
-        raise CheckpointError(f"{folder}: there is no such checkpoint; `octo status` lists those there are")
+        raise CheckpointError(f"{folder}: there is no such checkpoint; `octo status` lists the existing ones")
     if not path.is_file():
-        raise CheckpointError(f"{folder}: no {MANIFEST}, so it was never completed; use another checkpoint")
+        raise CheckpointError(f"{folder}: no {MANIFEST}, so it is not complete; use another checkpoint")
     manifest = read_record(path, CheckpointManifest, CheckpointError, _ANOTHER)
     if manifest.format >= 2 and manifest.digest != manifest.own_digest():
         raise CheckpointError(f"{path}: altered since it was written (its own SHA-256 differs); {_ANOTHER}")
     name = _STEP.match(folder.name)
     if name and int(name.group(1)) != manifest.step:
         raise CheckpointError(
-            f"{path}: of step {manifest.step}, in a folder of step {int(name.group(1))}; rename the folder back, or "
+            f"{path}: is of step {manifest.step}, in a folder of step {int(name.group(1))}; rename the folder back, or "
             "use another checkpoint"
         )
     return manifest
 
 
-_ANOTHER = "not a checkpoint manifest that can be used; use another checkpoint"
+_ANOTHER = "not a usable checkpoint manifest; use another checkpoint"
 
 
 def write_checkpoint_manifest(folder: Path, manifest: CheckpointManifest) -> CheckpointManifest:
-    """Write a manifest with its digest, as the last file of a checkpoint; returns it as written."""
+    """Write a manifest with its digest, as the last file of a checkpoint. Returns the manifest with the digest."""
     complete = manifest.model_copy(update={"digest": manifest.own_digest()})
     write_text_atomically(folder / MANIFEST, complete.model_dump_json(indent=2) + "\n")
     return complete
@@ -118,7 +118,7 @@ def check_sizes(folder: Path, manifest: CheckpointManifest) -> None:
     """
     if damage := find_damage(locate(folder, manifest.files), hashes=False):
         raise CheckpointError(
-            f"{folder}: damaged; restore it from a copy, or remove the folder to go on from the one before\n  "
+            f"{folder}: damaged; restore it from a copy, or remove the folder to resume from the one before\n  "
             + "\n  ".join(_described(folder, damage))
         )
 
@@ -137,7 +137,7 @@ def verify_checkpoint(folder: Path, on_bytes: Callable[[int], None] | None = Non
     wrong += [f"{name}: not in the manifest" for name in find_unrecorded(folder, manifest.files, {MANIFEST})]
     if wrong:
         raise CheckpointError(
-            f"{folder}: damaged; restore it from a copy or go on from an earlier checkpoint\n  " + "\n  ".join(wrong)
+            f"{folder}: damaged; restore it from a copy or resume from an earlier checkpoint\n  " + "\n  ".join(wrong)
         )
     return manifest
 
@@ -152,7 +152,7 @@ def verify_checkpoints(path: Path) -> None:
     for folder in [path / folder_name(step) for step in steps] or [path]:
         with byte_progress(folder.name, bytes_of(folder)) as on_bytes:
             manifest = verify_checkpoint(folder, on_bytes)
-        print(f"{folder}: whole ({len(manifest.files)} files, {sum(f.bytes for f in manifest.files):,} bytes)")
+        print(f"{folder}: intact ({len(manifest.files)} files, {sum(f.bytes for f in manifest.files):,} bytes)")
 
 
 def _described(folder: Path, damage: Sequence[Damage]) -> list[str]:
@@ -160,7 +160,7 @@ def _described(folder: Path, damage: Sequence[Damage]) -> list[str]:
 
 
 def remove_partial_checkpoints(checkpoints: Path) -> list[str]:
-    """Delete what interrupted saves left; names what it deleted."""
+    """Delete the remains of interrupted saves. Returns their names."""
     leftovers = [*checkpoints.glob(".step-*.partial"), *checkpoints.glob(".step-*.old")]
     for entry in leftovers:
         shutil.rmtree(entry)
@@ -168,7 +168,7 @@ def remove_partial_checkpoints(checkpoints: Path) -> list[str]:
 
 
 def remove_checkpoint(checkpoints: Path, step: int) -> None:
-    """Delete a checkpoint; at no moment is half of one under a final name."""
+    """Delete a checkpoint. Its final name never belongs to a part of one."""
     old = checkpoints / f".{folder_name(step)}.old"
     (checkpoints / folder_name(step)).rename(old)
     shutil.rmtree(old)

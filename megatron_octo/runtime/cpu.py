@@ -1,12 +1,12 @@
-"""The CPU runtime: what Megatron-Core asks of `torch.cuda`, answered on a machine that has none.
+"""The CPU runtime: replacements for the parts of `torch.cuda` that Megatron-Core uses, for machines without CUDA.
 
-Megatron-Core names CUDA in some 500 places, though most of what it does there (collectives, pipelines, sharded
-optimizers, distributed checkpoints) is as right on gloo and main memory. `install_cpu_runtime` replaces those
-names in this process: devices called `cuda` are the CPU, streams and events are empty, the generator is the
-CPU's. `torch.cuda.is_available()` stays False, so code that asks is told the truth.
+Megatron-Core names CUDA in some 500 places, although most of what it does there (collectives, pipelines, sharded
+optimizers, distributed checkpoints) works equally well with gloo and main memory. `install_cpu_runtime` replaces those
+names in this process: a device named `cuda` is the CPU, streams and events do nothing, and the generator is the CPU's.
+`torch.cuda.is_available()` stays False, so code that asks gets the true answer.
 
-This is the one place where that happens. `megatron_octo.runtime.device.setup_device` calls it, only where there
-is no CUDA, and says so once.
+Nothing else replaces these names. `megatron_octo.runtime.device.setup_device` is the only caller, on machines without
+CUDA, and announces it once.
 """
 
 import contextlib
@@ -32,28 +32,28 @@ def is_installed() -> bool:
 
 
 def install_cpu_runtime() -> None:
-    """Answer for `torch.cuda` in this process. Safe to call again.
+    """Replace `torch.cuda` in this process. Safe to call again.
 
     Raises:
-        RuntimeError: there is a CUDA device, for which this would be wrong.
+        RuntimeError: there is a CUDA device.
     """
     global _installed
     if _installed:
         return
     if torch.cuda.is_available():
-        raise RuntimeError("the CPU runtime is for machines with no CUDA device, and this one has one")
-    # Imported while torch is still untouched, since the import loads torch._dynamo.
+        raise RuntimeError("the CPU runtime is for machines without a CUDA device, and this machine has one")
+    # imported before torch is changed, since the import loads torch._dynamo
     from megatron.core.tensor_parallel import random as megatron_random
     from torch.utils._device import _device_constructors
 
-    # torch makes this table of factories at the first `with torch.device(...)`. Made after the replacement below it
-    # would hold the substitutes, and "meta" would be ignored from then on: transformers then loads models with
-    # uninitialised RoPE frequencies
+    # torch makes this table of factories at the first `with torch.device(...)`. If it were made after the replacement
+    # below, it would hold the substitutes, "meta" would be ignored from then on, and transformers would load models
+    # with uninitialised RoPE frequencies
     _device_constructors()
     _replace_devices()
     _replace_tensor_methods()
     _replace_cuda_module()
-    # Megatron binds these names at import and goes to torch's C module from them
+    # Megatron binds these names at import, and they call torch's C module
     megatron_random._set_cuda_rng_state = _set_rng_state
     megatron_random._get_cuda_rng_state = _get_rng_state
     megatron_random._lazy_call = torch.cuda._lazy_call
@@ -61,7 +61,7 @@ def install_cpu_runtime() -> None:
 
 
 def to_cpu(device: Any) -> Any:
-    """The device to use for one that was asked for: any CUDA device, or an index, is the CPU."""
+    """The device to use in place of a requested one: the CPU for any CUDA device or index."""
     if isinstance(device, bool):
         return device
     if isinstance(device, int):
@@ -83,7 +83,7 @@ def _with_cpu_device(function: Callable[..., Any]) -> Callable[..., Any]:
     def on_cpu(*args: Any, **kwargs: Any) -> Any:
         if (device := kwargs.get("device")) is not None:
             kwargs["device"] = to_cpu(device)
-        if kwargs.get("pin_memory"):  # pinned memory is a matter of CUDA's driver
+        if kwargs.get("pin_memory"):  # pinned memory needs CUDA's driver
             kwargs["pin_memory"] = False
         return function(*args, **kwargs)
 
@@ -105,7 +105,7 @@ def _replace_tensor_methods() -> None:
 
     def type_(self: torch.Tensor, dtype: Any = None, *args: Any, **kwargs: Any) -> Any:
         if dtype is None:
-            # Megatron's distributed optimizer accepts parameters by this name
+            # Megatron's distributed optimizer only accepts parameters of types with this name
             return original_type(self).replace("torch.", "torch.cuda.", 1)
         if isinstance(dtype, str):
             dtype = dtype.replace("torch.cuda.", "torch.")
@@ -128,7 +128,7 @@ def _replace_tensor_methods() -> None:
 
 
 class Stream:
-    """Work is done when its call returns, so a stream has nothing to order or to wait for."""
+    """A stream that does nothing: on the CPU, work is complete when its call returns."""
 
     def __init__(self, *_: Any, **__: Any) -> None:
         self.cuda_stream = 0
@@ -147,7 +147,7 @@ class Stream:
 
 
 class Event:
-    """An event that has happened already."""
+    """An event that has already happened."""
 
     def __init__(self, *_: Any, **__: Any) -> None: ...
 
@@ -168,8 +168,8 @@ class Event:
 _STREAM = Stream()
 
 
-# torch._dynamo keeps a table of torch's functions by object and refuses one object under two names, so each
-# name is answered by a function of its own.
+# torch._dynamo keeps a table of torch's functions by object and refuses one object under two names, so each name gets a
+# function of its own
 def _peak_memory() -> Callable[..., int]:
     def peak_resident_bytes(*_: Any, **__: Any) -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -200,12 +200,12 @@ def _get_rng_state(*_: Any, **__: Any) -> torch.Tensor:
 
 
 def _manual_seed(seed: int) -> None:
-    # The CPU's generator itself: torch.manual_seed would call back into torch.cuda and recurse.
+    # the CPU's generator itself: torch.manual_seed would call torch.cuda and recurse
     torch.default_generator.manual_seed(int(seed))
 
 
 def _replace_cuda_module() -> None:
-    answers: dict[str, Any] = {
+    replacements: dict[str, Any] = {
         "current_device": lambda: _CPU,
         "device": _no_context(),
         "stream": _no_context(),
@@ -221,11 +221,11 @@ def _replace_cuda_module() -> None:
     }
     for name in ("set_device", "set_stream", "synchronize", "empty_cache", "ipc_collect", "_lazy_init",
                  "reset_peak_memory_stats", "manual_seed_all"):  # fmt: skip
-        answers[name] = _nothing()
+        replacements[name] = _nothing()
     for name in ("memory_allocated", "memory_reserved", "max_memory_allocated", "max_memory_reserved"):
-        answers[name] = _peak_memory()
-    for name, answer in answers.items():
-        setattr(torch.cuda, name, answer)
+        replacements[name] = _peak_memory()
+    for name, replacement in replacements.items():
+        setattr(torch.cuda, name, replacement)
     torch.cuda.random.get_rng_state = _get_rng_state
     torch.cuda.random.set_rng_state = _set_rng_state
     for name in ("range_push", "range_pop", "mark"):

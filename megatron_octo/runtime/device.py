@@ -1,4 +1,4 @@
-"""Which device a process works on. The CPU runtime is switched on here and nowhere else."""
+"""The device that a process uses. The CPU runtime is installed here and nowhere else."""
 
 import os
 
@@ -9,14 +9,14 @@ from megatron_octo.runtime import cpu
 
 
 def setup_device(local_rank: int = 0, announce: bool = True) -> torch.device:
-    """Choose and prepare this process's device: its GPU, or the CPU with `torch.cuda` answered for.
+    """Choose and prepare this process's device: its GPU, or the CPU with the CPU runtime.
 
     Args:
-        local_rank: index of this process on its machine, which is the index of its GPU.
-        announce: say once that the CPU runtime is on (rank 0 does).
+        local_rank: index of this process on its machine, and of its GPU.
+        announce: print that the process runs on the CPU (only rank 0 does).
 
     Raises:
-        RuntimeSetupError: fewer GPUs than local ranks, or $OCTO_DEVICE=cuda with none.
+        RuntimeSetupError: fewer GPUs than local ranks, or $OCTO_DEVICE=cuda without a GPU.
     """
     if torch.cuda.is_available():
         count = torch.cuda.device_count()
@@ -25,11 +25,11 @@ def setup_device(local_rank: int = 0, announce: bool = True) -> torch.device:
         torch.cuda.set_device(local_rank)
         return torch.device("cuda", local_rank)
     if os.environ.get("OCTO_DEVICE") == "cuda":
-        raise RuntimeSetupError("OCTO_DEVICE=cuda, but torch finds no CUDA device; unset it or mend the driver")
+        raise RuntimeSetupError("OCTO_DEVICE=cuda, but torch finds no CUDA device; unset it or repair the driver")
     if not cpu.is_installed():
         cpu.install_cpu_runtime()
         if announce:
-            print(f"No CUDA device: running on the CPU ({torch.get_num_threads()} threads a rank).", flush=True)
+            print(f"No CUDA device: running on the CPU ({torch.get_num_threads()} threads per rank).", flush=True)
     return torch.device("cpu")
 
 

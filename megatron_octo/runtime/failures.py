@@ -1,7 +1,7 @@
-"""What went wrong in a rank, told to the launcher through a private folder.
+"""Failures of ranks, reported to the launcher through a private folder.
 
-A rank that fails takes the others down with it, each with a traceback of its own about a lost connection. The launcher
-shows the first cause alone.
+When a rank fails, the other ranks fail too, each with its own traceback about a lost connection. The launcher shows
+only the first cause.
 """
 
 import os
@@ -20,11 +20,11 @@ from megatron_octo.reading.json_text import read_record
 from megatron_octo.runtime.files import write_text_atomically
 
 VARIABLE = "OCTO_RANK_FOLDER"
-"""The launcher's private folder. Not set where torchrun or SLURM started the ranks."""
+"""The launcher's private folder. Not set if torchrun or SLURM started the ranks."""
 
 
 class Failure(BaseModel):
-    """Why a rank ended."""
+    """Why a rank failed."""
 
     at: float
     """Unix time."""
@@ -47,41 +47,41 @@ class RankFiles:
 
     @property
     def stacks(self) -> Path:
-        """Stacks of all threads, written where a step takes too long."""
+        """Stacks of all threads, written if a step takes too long."""
         return self.folder / f"stacks-{self.rank}.txt"
 
     def read_failure(self) -> Failure | None:
-        """What the rank said, if it said anything."""
+        """The failure that the rank reported; None if it reported none."""
         if not self.failure.is_file():
             return None
         try:
             return read_record(self.failure, Failure, RuntimeSetupError, "run the same command again")
-        except RuntimeSetupError:  # cut short; the exit status is left
+        except RuntimeSetupError:  # cut short; the exit status must do
             return None
 
 
 def rank_files(rank: int) -> RankFiles | None:
-    """This rank's files; None where no launcher of ours started it."""
+    """This rank's files; None if another launcher started it."""
     folder = os.environ.get(VARIABLE)
     return RankFiles(Path(folder), rank) if folder else None
 
 
 def report_failure(error: Exception, rank: int) -> int:
-    """Say why this rank ends, to the launcher or else on stderr. Returns the exit status to end with.
+    """Report why this rank fails, to our launcher or else on stderr. Returns the exit status to use.
 
-    Without a launcher, an OctoError is printed by the first rank alone, since all ranks raise it; what one rank alone
-    can meet (its disk, its permissions) is printed by each.
+    On stderr, only the first rank prints an OctoError, since all ranks raise it. Any other error, such as one of a
+    rank's disk, is printed by every rank that meets it.
     """
-    told = str(error) if isinstance(error, OctoError) else explain_os_error(error)
-    text = _printable(told if told is not None else "".join(traceback.format_exception(error)))
-    exit_code = getattr(error, "exit_code", 1 if told is None else OctoError.exit_code)
-    failure = Failure(at=time.time(), text=text, is_message=told is not None, exit_code=exit_code)
+    message = str(error) if isinstance(error, OctoError) else explain_os_error(error)
+    text = _printable(message if message is not None else "".join(traceback.format_exception(error)))
+    exit_code = getattr(error, "exit_code", 1 if message is None else OctoError.exit_code)
+    failure = Failure(at=time.time(), text=text, is_message=message is not None, exit_code=exit_code)
     files = rank_files(rank)
     if files is not None:
-        with suppress(OSError):  # the disk may be the very reason
+        with suppress(OSError):  # the disk may be the cause
             write_text_atomically(files.failure, failure.model_dump_json())
             return exit_code
-    if told is None:
+    if message is None:
         print(text, file=sys.stderr, flush=True)
     elif rank == 0 or not isinstance(error, OctoError):
         print(f"octo: {text}" if rank == 0 else f"octo: rank {rank}: {text}", file=sys.stderr, flush=True)
@@ -93,6 +93,6 @@ def _printable(text: str) -> str:
 
 
 def open_stacks(rank: int) -> TextIO:
-    """Where this rank's stacks go when a step takes too long."""
+    """The file for this rank's stacks if a step takes too long: the launcher's, or stderr."""
     files = rank_files(rank)
     return sys.stderr if files is None else open(files.stacks, "w", encoding="utf-8")

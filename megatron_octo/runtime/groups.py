@@ -1,4 +1,4 @@
-"""Process groups: this process's place among the ranks, and Megatron's groups over them."""
+"""Process groups: joining the world, Megatron's groups over its ranks, and small agreements between ranks."""
 
 import os
 from collections.abc import Callable
@@ -16,17 +16,17 @@ from megatron_octo.runtime.rank import Rank, read_port
 
 T = TypeVar("T")
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
-"""The last resort: `HangWatch` ends a rank that hangs long before."""
-_WORD_SECONDS = 5.0
+"""A last resort: `HangWatch` ends a hanging rank long before."""
+_SIGN_OF_LIFE_SECONDS = 5.0
 JOIN_TIMEOUT = timedelta(minutes=10)
-"""How long the ranks wait for one another at the start."""
+"""How long the ranks wait for each other at the start."""
 
 
 def data_parallel_size(layout: Parallel, world_size: int) -> int:
-    """Data-parallel ranks that a world leaves after the model's own.
+    """The data-parallel size of a world.
 
     Raises:
-        RuntimeSetupError: the world is no multiple of the model's ranks, or not what the recipe asks.
+        RuntimeSetupError: the world size is not a multiple of the ranks of one model, or not what the recipe asks for.
     """
     if world_size % layout.model_ranks:
         raise RuntimeSetupError(
@@ -43,16 +43,16 @@ def data_parallel_size(layout: Parallel, world_size: int) -> int:
 
 
 def start_process_groups(rank: Rank, layout: Parallel, device: torch.device, seed: int) -> None:
-    """Join the world and make Megatron's groups; seed this rank as Megatron does.
+    """Join the world, make Megatron's groups, and seed this rank as Megatron does.
 
     Raises:
-        RuntimeSetupError: see `_store`; and ranks that cannot meet.
+        RuntimeSetupError: see `_store`; or the ranks cannot meet.
     """
     from megatron.core import parallel_state, tensor_parallel
 
     options: dict[str, Any] = {"backend": "gloo", "timeout": COLLECTIVE_TIMEOUT}
     if device.type == "cuda":
-        options["backend"] = "cpu:gloo,cuda:nccl"  # gloo too: asynchronous checkpoints agree without the GPU
+        options["backend"] = "cpu:gloo,cuda:nccl"  # gloo too: asynchronous checkpoints coordinate without the GPU
         options["device_id"] = device
     options["store"] = _store(rank)
     torch.distributed.init_process_group(rank=rank.rank, world_size=rank.world_size, **options)
@@ -66,12 +66,12 @@ def start_process_groups(rank: Rank, layout: Parallel, device: torch.device, see
 
 
 def _store(rank: Rank) -> Any:
-    """Where the ranks meet; None leaves it to torchrun, whose agent listens already.
+    """The store where the ranks meet. None: torchrun's agent already runs one.
 
-    On one machine they meet in a file. Elsewhere the first rank listens at MASTER_ADDR, on that interface and no other.
+    On one machine it is a file. Otherwise the first rank listens at MASTER_ADDR, on that interface and no other.
 
     Raises:
-        RuntimeSetupError: no address, or one that the first rank cannot listen at.
+        RuntimeSetupError: there is no address, or the first rank cannot listen at it.
     """
     if (files := rank_files(rank.rank)) is not None:
         return torch.distributed.FileStore(str(files.folder / "store"), rank.world_size)  # type: ignore[attr-defined]
@@ -93,9 +93,9 @@ def _store(rank: Rank) -> Any:
 
 
 def from_first_rank(make: Callable[[], T]) -> T:
-    """What rank 0 makes, on every rank; an OctoError that it raises is raised on all. Every rank calls it.
+    """The result of `make` on rank 0, on every rank. An OctoError on rank 0 is raised on all. Every rank calls it.
 
-    For whatever is read from a shared file system, where ranks may see different things for a while.
+    For anything read from a shared file system, where ranks may see different states for a while.
     """
     box: list[Any] = [None, None]
     if torch.distributed.get_rank() == 0:
@@ -111,38 +111,38 @@ def from_first_rank(make: Callable[[], T]) -> T:
 
 
 def run_on_all_ranks(work: Callable[[], T], on_wait: Callable[[], None]) -> T:
-    """Do long work on every rank, each its own; an OctoError of one is raised on all. Every rank calls it.
+    """Do each rank's own long work. An OctoError on one rank is raised on all. Every rank calls it.
 
-    While some rank is still at it, all of them exchange a word every few seconds: so none waits in a collective until
-    that times out, and `on_wait` can tell a watch that nothing hangs.
+    While any rank is working, all ranks exchange a sign of life every few seconds, so that none waits in a collective
+    until it times out. `on_wait` is called each time, to tell a watchdog that nothing hangs.
     """
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(work)
         while any_rank(not _is_done(future)):
             on_wait()
     error = future.exception()
-    told: list[OctoError | None] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(told, error if isinstance(error, OctoError) else None)
-    for problem in told:
+    problems: list[OctoError | None] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(problems, error if isinstance(error, OctoError) else None)
+    for problem in problems:
         if problem is not None:
             raise problem
     return future.result()
 
 
 def _is_done(future: "Future[Any]") -> bool:
-    wait([future], timeout=_WORD_SECONDS)
+    wait([future], timeout=_SIGN_OF_LIFE_SECONDS)
     return future.done()
 
 
 def any_rank(value: bool) -> bool:
-    """Whether it is so on any rank. Every rank calls it."""
-    count = torch.tensor([float(value)])  # on the CPU: gloo serves it beside NCCL
+    """Whether `value` is true on any rank. Every rank calls it."""
+    count = torch.tensor([float(value)])  # on the CPU, where gloo reduces it without NCCL
     torch.distributed.all_reduce(count)
     return bool(count.item() > 0)
 
 
 def stop_process_groups() -> None:
-    """Leave the world; safe to call when never joined."""
+    """Leave the world. Safe to call without having joined."""
     from megatron.core import parallel_state
 
     if torch.distributed.is_initialized():

@@ -1,6 +1,6 @@
-"""Ends a rank that hangs, after it has written the stacks of its threads.
+"""A watchdog that ends a hanging rank after writing the stacks of its threads.
 
-The clock is `faulthandler`'s: a thread in C, which runs whatever Python or a collective is stuck in.
+The timer is `faulthandler`'s, a C thread that runs even if Python or a collective is stuck.
 """
 
 import faulthandler
@@ -12,13 +12,13 @@ from megatron_octo.runtime.failures import open_stacks
 
 _RECENT = 64
 _LONGEST = 1e7
-"""Seconds; faulthandler's clock takes no more than fits its type."""
+"""Seconds; the type of faulthandler's timer holds no more."""
 _OTHER_WORK = 10.0
-"""How many times `hang_seconds` the first step, a save, a validation or a load may take."""
+"""The limit of the first step, a save, a validation or a load, in multiples of `hang_seconds`."""
 
 
 class HangWatch:
-    """One for each rank. A limit holds until the next call."""
+    """The watchdog of one rank. Each limit holds until the next call."""
 
     def __init__(self, guards: Guards, rank: int) -> None:
         self.guards = guards
@@ -28,34 +28,34 @@ class HangWatch:
 
     @property
     def step_limit(self) -> float:
-        """Seconds that the next step may take."""
+        """The limit of the next step in seconds."""
         if not self.recent:
             return self.other_limit
         return max(self.guards.hang_seconds, self.guards.hang_factor * max(self.recent))
 
     @property
     def other_limit(self) -> float:
-        """Seconds that anything else may take."""
+        """The limit of anything else in seconds."""
         return _OTHER_WORK * self.guards.hang_seconds
 
     def begin_step(self) -> None:
-        """A step begins."""
+        """Start the limit of a step."""
         self.began = time.monotonic()
         self._arm(self.step_limit)
 
     def end_step(self) -> None:
-        """The step is done; what follows (a save, a validation) has the longer limit."""
+        """Record the step's time, and start the longer limit of what follows (a save, a validation)."""
         if self.began is not None:
             self.recent.append(time.monotonic() - self.began)
         self.other_work()
 
     def other_work(self) -> None:
-        """Something begins that is not a step."""
+        """Start the limit of anything that is not a step."""
         self.began = None
         self._arm(self.other_limit)
 
     def stop(self) -> None:
-        """No limit any more."""
+        """End the current limit."""
         faulthandler.cancel_dump_traceback_later()
 
     def _arm(self, seconds: float) -> None:

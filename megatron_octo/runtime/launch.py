@@ -1,4 +1,4 @@
-"""Start the ranks of a stage: here when alone, or this process itself where torchrun or SLURM started the ranks."""
+"""Starting a module as ranks on this machine: how many, and with which environment."""
 
 import os
 import sys
@@ -13,7 +13,7 @@ from megatron_octo.runtime.local_ranks import run_as_local_ranks
 
 
 def ranks_on_this_machine(layout: Parallel) -> int:
-    """How many ranks to start here: the layout's, or with `data: auto` as many replicas as there are GPUs for.
+    """The number of ranks to start here: the layout's, or with `data: auto` as many replicas as the GPUs hold.
 
     Raises:
         RuntimeSetupError: fewer GPUs than one model needs.
@@ -33,9 +33,9 @@ def ranks_on_this_machine(layout: Parallel) -> int:
 
 
 def run_module_as_ranks(module: str, arguments: Sequence[str], world_size: int) -> int:
-    """Run `python -m module` as `world_size` ranks on this machine; returns the exit status.
+    """Run `python -m module` as `world_size` ranks on this machine. Returns the exit status.
 
-    They print where this process prints; threads are shared out unless OMP_NUM_THREADS is set.
+    Ranks print where this process prints. They share its cores unless OMP_NUM_THREADS is set.
     """
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // world_size)))
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")  # Megatron's overlap of collectives relies on it

@@ -1,7 +1,7 @@
-"""The ranks of a stage on this machine: started, watched, told to stop, and ended together.
+"""The ranks of a stage on this machine: starting, watching, stopping and ending them together.
 
-torchrun does this for clusters. Here it would listen on all interfaces and unpickle what it finds in its store, send a
-signal to a rank's helpers too, and not say which rank was killed.
+torchrun does this on clusters. On one machine it would listen on all interfaces, unpickle the content of its store,
+send signals to a rank's helper processes too, and not say which rank was killed.
 """
 
 import os
@@ -21,18 +21,18 @@ from megatron_octo.runtime.loopback import stay_on_loopback
 from megatron_octo.runtime.signals import STOP_SIGNALS, stop_signals_blocked
 
 SAVE_SECONDS = 1800.0
-"""How long ranks that were asked to stop may take over their step and their checkpoint."""
+"""Time that ranks have for their step and their checkpoint after a stop signal."""
 _SECONDS_AFTER_FAILURE = 15.0
-"""How long the others may take to end by themselves, and to say why, once one rank has failed."""
+"""Time that the other ranks have to end and to report why, after one rank has failed."""
 _POLL_SECONDS = 0.05
-_AGAIN = "run the same command again: it goes on from the last checkpoint"
+_AGAIN = "run the same command again: it resumes from the last checkpoint"
 
 
 def run_as_local_ranks(command: Sequence[str], world_size: int) -> int:
-    """Run a command as `world_size` ranks, and return the exit status: 0, a rank's own, or 128 plus a signal's number.
+    """Run a command as `world_size` ranks. Returns the exit status: 0, a rank's own, or 128 plus a signal number.
 
-    A stop signal that comes here goes on to every rank, which saves and ends. Ranks print where this process prints;
-    they meet in a file in a folder that only this user can read.
+    A stop signal to this process is forwarded to every rank, which saves and ends. Ranks print where this process
+    prints. They meet in a file in a folder that only this user can read.
     """
     with _private_folder() as folder, _Forwarding() as forwarding:
         with stop_signals_blocked():
@@ -70,13 +70,13 @@ class _Rank:
             VARIABLE: str(folder),
         }
         stay_on_loopback(environment)
-        # a session of its own: what is typed in the terminal reaches a rank only through the launcher
+        # a session of its own, so that signals from the terminal reach a rank only through the launcher
         process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, start_new_session=True)
         return cls(number, process, RankFiles(folder, number))
 
     @property
     def status(self) -> int | None:
-        """Exit status, negative for a signal; None while it runs."""
+        """Exit status, negative for a signal. None: it is running."""
         return self.process.poll()
 
     def send(self, number: int) -> None:
@@ -84,7 +84,7 @@ class _Rank:
             self.process.send_signal(number)
 
     def kill(self) -> None:
-        """End it with everything in its process group."""
+        """Kill it with everything in its process group."""
         if self.status is None:
             self.was_killed_here = True
         with suppress(ProcessLookupError):
@@ -94,10 +94,10 @@ class _Rank:
 
 @dataclass
 class _Forwarding:
-    """While it is entered, stop signals of this process are collected instead of ending it.
+    """Collects the stop signals of this process inside its block, instead of being ended by them.
 
-    Once one has come, later ones are ignored to the end of the process: as Python ends it restores the default
-    handlers, and the exit status would be the late signal's.
+    After the first signal, all signals are ignored until the process ends. Otherwise Python would restore the default
+    handlers as it ends, and the exit status would be that of a late signal.
     """
 
     waiting: list[int] = field(default_factory=list)
@@ -127,7 +127,7 @@ class _Forwarding:
 
 
 def _watch(ranks: Sequence[_Rank], forwarding: _Forwarding) -> None:
-    """Return once all ranks have ended, or some must be ended by force."""
+    """Return when all ranks have ended, or when the others must be killed."""
     deadline: float | None = None
     failed = False
     while any(rank.status is None for rank in ranks):
@@ -137,33 +137,33 @@ def _watch(ranks: Sequence[_Rank], forwarding: _Forwarding) -> None:
         if not failed and any(rank.status for rank in ranks):
             failed, deadline = True, time.monotonic() + _SECONDS_AFTER_FAILURE
         if deadline is None and any(rank.status == 0 for rank in ranks):
-            deadline = time.monotonic() + SAVE_SECONDS  # the others are to end at about the same time
+            deadline = time.monotonic() + SAVE_SECONDS  # the other ranks should end at about the same time
         if deadline is not None and time.monotonic() > deadline:
             return
         time.sleep(_POLL_SECONDS)
 
 
 def _status(ranks: Sequence[_Rank], forwarding: _Forwarding) -> int:
-    """Say what went wrong first, and return the exit status."""
+    """Print what went wrong first, and return the exit status."""
     failures = {rank.number: rank.files.read_failure() for rank in ranks}
     killed = [rank for rank in ranks if (rank.status or 0) < 0 and not rank.was_killed_here]
     if killed:
         _say("\n".join(_killed(rank) for rank in killed))
         return 128 - (killed[0].status or 0)
-    told = [failure for failure in failures.values() if failure is not None]
-    if messages := [failure for failure in told if failure.is_message]:
+    reported = [failure for failure in failures.values() if failure is not None]
+    if messages := [failure for failure in reported if failure.is_message]:
         _say(messages[0].text)
         return messages[0].exit_code
     if any(rank.status for rank in ranks) and any(_read(rank.files.stacks) for rank in ranks):
         _say(_hang(ranks))
         return 1
-    if told:
-        first = min(told, key=lambda failure: failure.at)
+    if reported:
+        first = min(reported, key=lambda failure: failure.at)
         number = next(number for number, failure in failures.items() if failure is first)
         print(f"{first.text}octo: rank {number} failed; {_AGAIN}", file=sys.stderr, flush=True)
         return first.exit_code
     if ended := [rank for rank in ranks if rank.status and not rank.was_killed_here]:
-        _say(f"rank {ended[0].number} ended with status {ended[0].status} and did not say why; {_AGAIN}")
+        _say(f"rank {ended[0].number} ended with status {ended[0].status} without a reason; {_AGAIN}")
         return ended[0].status or 1
     if late := [str(rank.number) for rank in ranks if rank.was_killed_here]:
         _say(f"rank {', '.join(late)} did not end within {SAVE_SECONDS:.0f} s and was killed; {_AGAIN}")
@@ -180,13 +180,13 @@ def _killed(rank: _Rank) -> str:
 
 def _hang(ranks: Sequence[_Rank]) -> str:
     shown = [
-        f"rank {rank.number}: {_read(rank.files.stacks).strip() or 'no stack: it did not run, or was stopped'}"
+        f"rank {rank.number}: {_read(rank.files.stacks).strip() or 'no stack: the process did not run, or was stopped'}"
         for rank in ranks
     ]
     return (
-        "a step took longer than its limit, so the ranks were ended; stacks of all threads, innermost call first:\n"
+        "a step took longer than its limit, so the ranks were killed; stacks of all threads, innermost call first:\n"
         + "\n".join(shown)
-        + f"\nocto: hung; {_AGAIN}. If steps of this size are right, raise train.guards.hang_seconds"
+        + f"\nocto: hung; {_AGAIN}. If steps may take this long, raise train.guards.hang_seconds"
     )
 
 

@@ -1,4 +1,4 @@
-"""A Ray cluster of this process's own, on this machine, that nobody outside it can reach."""
+"""A private Ray cluster on this machine, which no other machine can reach."""
 
 from importlib import import_module
 from typing import Any
@@ -9,7 +9,7 @@ ADDRESS = "127.0.0.1"
 
 
 def keep_on_this_machine(environment: dict[str, str]) -> None:
-    """Set variables for processes of such a cluster: gloo, NCCL and vLLM stay on the loopback interface."""
+    """Set variables for its processes, so that gloo, NCCL and vLLM use only the loopback interface."""
     stay_on_loopback(environment)
     environment["VLLM_HOST_IP"] = ADDRESS
 
@@ -17,11 +17,11 @@ def keep_on_this_machine(environment: dict[str, str]) -> None:
 def start_local_ray(**options: Any) -> None:
     """Start Ray in this process.
 
-    Its head, raylet, agents and workers listen where the node's address is, and on all interfaces unless that is
-    127.0.0.1. `ray.init` replaces that address by one that other machines reach, which is left out here.
+    Ray's processes listen on all interfaces unless the node's address is 127.0.0.1. `ray.init` replaces that address
+    by one that other machines can reach; that replacement is disabled here.
     """
     ray = import_module("ray")
     services: Any = import_module("ray._private.services")
     services.resolve_ip_for_localhost = lambda host: host
-    # "local": without it Ray joins whatever cluster runs on this machine
+    # "local": otherwise Ray joins any cluster that runs on this machine
     ray.init("local", include_dashboard=False, _node_ip_address=ADDRESS, **options)

@@ -1,7 +1,7 @@
-"""Listeners that stay on this machine: torch's store and gloo's sockets on the loopback interface.
+"""Keeps torch's store and gloo's sockets on the loopback interface, or on one chosen interface.
 
-torch's TCPStore listens on all interfaces, also when it is told 127.0.0.1. Given a socket that is bound already, it
-stays there.
+torch's TCPStore listens on all interfaces even if its address is 127.0.0.1. It can be given a socket that is already
+bound, which is done here.
 """
 
 import os
@@ -18,13 +18,13 @@ _INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 
 
 def stay_on_loopback(environment: Any = os.environ) -> None:
-    """Make gloo and NCCL connect over the loopback interface; for ranks that are all on one machine."""
+    """Make gloo and NCCL use the loopback interface, for ranks that are all on one machine."""
     for name in _INTERFACES:
         environment[name] = LOOPBACK
 
 
 def is_loopback(host: str) -> bool:
-    """Whether an address or name means this machine alone."""
+    """Whether an address or name is one of the loopback interface."""
     try:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except OSError:
@@ -36,7 +36,7 @@ def bound_store(host: str, port: int, world_size: int | None, *, is_master: bool
     """A TCPStore that listens on the interface of `host` and on no other.
 
     Args:
-        host: an address of the machine that the first rank runs on.
+        host: an address of the first rank's machine.
         options: further arguments of TCPStore.
 
     Raises:
@@ -49,7 +49,7 @@ def bound_store(host: str, port: int, world_size: int | None, *, is_master: bool
 
 
 def _listener(host: str, port: int) -> tuple[int, int]:
-    """Port and descriptor of a socket that listens on one address. The store closes it."""
+    """Port and descriptor of a socket that listens on one address only. The store closes it."""
     problem: OSError | None = None
     try:
         candidates = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
@@ -73,7 +73,7 @@ def _listener(host: str, port: int) -> tuple[int, int]:
 
 
 class _LoopbackStore(TCPStore):
-    """A TCPStore that listens on loopback alone where its address is one of loopback."""
+    """A TCPStore that listens only on loopback if its address is one of loopback."""
 
     def __init__(
         self, host_name: str, port: int, world_size: int | None = None, is_master: bool = False, **options: Any
@@ -84,10 +84,10 @@ class _LoopbackStore(TCPStore):
 
 
 def keep_stores_on_loopback() -> None:
-    """Make `init_process_group` in this process start stores that listen on loopback alone, where they can.
+    """Make `init_process_group` in this process start stores that listen only on loopback if their address allows it.
 
-    For processes in which others call it: vLLM's and OpenRLHF's. Safe to call again.
+    For processes in which vLLM or OpenRLHF call it. Safe to call again.
     """
-    # torch.distributed has a function of the module's name
+    # not by attribute: torch.distributed has a function of the same name
     rendezvous: Any = sys.modules["torch.distributed.rendezvous"]
     rendezvous.TCPStore = _LoopbackStore

@@ -1,9 +1,8 @@
-"""The pickle in a checkpoint's `.metadata`, read without running any of it.
+"""Reads the pickle in a checkpoint's `.metadata` without running it.
 
-A pickle is a program: it may name any function that Python can import, and call it. This reader knows the few names
-that torch's and Megatron's metadata is made of, and makes a plain record of each: no class is imported, no method is
-called, and what a file could do to a record ends with it. `checkpoint_metadata.py` builds torch's classes from the
-records, after it has looked at every field.
+A pickle is a program: it can name any function that Python can import, and call it. This reader knows only the few
+names that occur in torch's and Megatron's metadata, and makes a plain record for each object. It imports no class and
+calls no method. `checkpoint_metadata.py` checks every field of the records and then builds torch's classes from them.
 """
 
 import pickle
@@ -33,22 +32,22 @@ _CLASSES = frozenset(
         (_METADATA, "MetadataIndex"),
         (_METADATA, "StorageMeta"),
         (_FILESYSTEM, "_StorageInfo"),
-        # every rank's plan, which Megatron keeps
+        # the plans of all ranks, which Megatron stores too
         (_PLANNER, "SavePlan"),
         (_PLANNER, "WriteItem"),
         (_PLANNER, "TensorWriteData"),
         (_PLANNER, "BytesIOWriteData"),
-        # of older Megatron and torch
+        # from older versions of Megatron and torch
         (_MEGATRON, "MCoreMetadata"),
         (_MEGATRON, "MCoreSavePlan"),
         (_SHARDED, "TensorProperties"),
     }
 )
-"""Classes of which records are made."""
+"""The classes whose objects become records."""
 
 
 class Record:
-    """An object of one of the classes above: the class's name, and what it was filled with."""
+    """An object of one of these classes: the name of the class, and the state of the object."""
 
     __slots__ = ("kind", "state")
 
@@ -58,7 +57,7 @@ class Record:
 
 
 class _Class:
-    """A class by name, until a record is made of it."""
+    """A class, by name, before a record of it is made."""
 
     __slots__ = ("kind",)
 
@@ -67,7 +66,7 @@ class _Class:
 
 
 class _Function:
-    """What stands for a function, or for a class that is called."""
+    """The replacement of a function, or of a class that is called."""
 
     __slots__ = ("call",)
 
@@ -76,13 +75,13 @@ class _Function:
 
 
 def _size(values: Any = ()) -> Any:
-    if not isinstance(values, tuple):  # a list would be copied, as often as a file likes
-        raise _NotMetadataError("it has a shape that is no tuple")
+    if not isinstance(values, tuple):  # a list would be copied, as often as the file asks
+        raise _NotMetadataError("it has a shape that is not a tuple")
     return values
 
 
 def _nothing(*values: Any) -> None:
-    """Of enumerations and paths: read by nobody."""
+    """The value of enumerations and paths, which nothing reads."""
 
 
 _FUNCTIONS: dict[tuple[str, str], Callable[..., Any]] = {
@@ -91,56 +90,56 @@ _FUNCTIONS: dict[tuple[str, str], Callable[..., Any]] = {
     (_METADATA, "_MEM_FORMAT_ENCODING"): _nothing,
     (_SHARDED, "MEM_FORMAT_ENCODING"): _nothing,
     (_PLANNER, "WriteItemType"): _nothing,
-    # the folder that it was written to
+    # the folder that the checkpoint was written to
     ("pathlib", "PosixPath"): _nothing,
     ("pathlib._local", "PosixPath"): _nothing,
 }
-"""Calls, by what they come to here."""
+"""The replacements of the functions that metadata calls."""
 
 
 def read_pickled_records(data: bytes, where: str) -> Any:
-    """The value of a pickle that is made of metadata's classes and plain values: dict, list, tuple, text, numbers.
+    """The value of a pickle that contains only metadata's classes and plain values (dict, list, tuple, text, number).
 
     Args:
         where: the file, for messages.
 
     Raises:
-        CheckpointError: it names anything else, or is no whole pickle.
+        CheckpointError: it names anything else, is damaged, or is cut short.
     """
     try:
         return _Reader(data).value()
     except _NotMetadataError as refused:
         raise CheckpointError(
-            f"{where}: {refused}; metadata needs nothing of the kind, and it is not run: do not use this checkpoint"
+            f"{where}: {refused}, which metadata never needs; it is not run; do not use this checkpoint"
         ) from None
-    except Exception as problem:  # damaged bytes are damaged instructions, which fail in any way
+    except Exception as problem:  # damaged instructions of pickle can raise anything
         reason = f"{type(problem).__name__}: {problem!s:.100}"
         raise CheckpointError(f"{where}: damaged or cut short ({reason}); restore it from a copy") from None
 
 
 class _NotMetadataError(Exception):
-    """A pickle that asks for something that metadata does not need."""
+    """A pickle that needs something that metadata does not need."""
 
 
 class _Reader:
-    """Pickle's instructions, as far as protocols 2 to 5 need them for plain values and records.
+    """Runs the instructions of pickle that plain values and records need, of protocols 2 to 5.
 
-    Python's own reader is not used: it imports what is named, and three bytes of a file make it ask for 64 GB (its memo
-    is an array, and a file says how long).
+    Python's own reader is not used: it imports what a file names, and three bytes of a file can make it allocate 64 GB
+    (its memo is an array whose length the file sets).
     """
 
     def __init__(self, data: bytes) -> None:
         self.data, self.at = data, 0
         self.stack: list[Any] = []
         self.below: list[list[Any]] = []
-        """Stacks that a MARK has put aside."""
+        """Stacks that a MARK has set aside."""
         self.memo: dict[int, Any] = {}
 
     def value(self) -> Any:
-        """What the pickle comes to."""
+        """The value of the pickle."""
         while (code := self.take(1)[0]) != pickle.STOP[0]:
             if code not in _INSTRUCTIONS:
-                raise _NotMetadataError(f"it holds the instruction {chr(code)!a} of pickle")
+                raise _NotMetadataError(f"it contains the pickle instruction {chr(code)!a}")
             _INSTRUCTIONS[code](self)
         return self.stack.pop()
 
@@ -148,12 +147,12 @@ class _Reader:
         """The next bytes."""
         taken = self.data[self.at : self.at + count]
         if len(taken) != count:
-            raise ValueError(f"{count} bytes are expected at {self.at:,}, and {len(self.data):,} are all there are")
+            raise ValueError(f"{count} bytes are expected at {self.at:,}, but there are only {len(self.data):,}")
         self.at += count
         return taken
 
     def number(self, count: int, signed: bool = False) -> int:
-        """A number of so many bytes."""
+        """A number of `count` bytes."""
         return int.from_bytes(self.take(count), "little", signed=signed)
 
     def line(self) -> str:
@@ -164,7 +163,7 @@ class _Reader:
         return text
 
     def since_mark(self) -> list[Any]:
-        """What was put on the stack since the last MARK."""
+        """Everything on the stack since the last MARK."""
         items, self.stack = self.stack, self.below.pop()
         return items
 
@@ -175,11 +174,11 @@ class _Reader:
     def push_tuple(self, count: int) -> None:
         taken = tuple(self.stack[-count:])
         if len(taken) != count:
-            raise ValueError("a tuple of more values than there are")
+            raise ValueError("a tuple of more values than the stack has")
         self.stack[-count:] = [taken]
 
     def name(self, module: Any, name: Any) -> None:
-        """What a name stands for."""
+        """Put a class, a function or a dtype on the stack."""
         if (module, name) in _CLASSES:
             self.stack.append(_Class(name))
         elif (module, name) in _FUNCTIONS:
@@ -194,25 +193,25 @@ class _Reader:
         self.name(module, name)
 
     def make(self) -> None:
-        arguments, of = self.stack.pop(), self.stack.pop()
-        if not isinstance(of, _Class) or arguments != ():
-            raise _NotMetadataError("it makes an object of something that is no class of metadata")
-        self.stack.append(Record(of.kind))
+        arguments, named = self.stack.pop(), self.stack.pop()
+        if not isinstance(named, _Class) or arguments != ():
+            raise _NotMetadataError("it makes an object of something that is not a class of metadata")
+        self.stack.append(Record(named.kind))
 
     def call(self) -> None:
         arguments, function = self.stack.pop(), self.stack.pop()
         if not isinstance(function, _Function) or not isinstance(arguments, tuple):
-            raise _NotMetadataError("it calls something that is no function of metadata")
+            raise _NotMetadataError("it calls something that is not a function of metadata")
         self.stack.append(function.call(*arguments))
 
     def fill(self) -> None:
         state = self.stack.pop()
         if not isinstance(self.stack[-1], Record):
-            raise _NotMetadataError("it fills something that is no record of metadata")
+            raise _NotMetadataError("it sets the state of something that is not a record of metadata")
         self.stack[-1].state = state
 
     def put(self, items: list[Any]) -> None:
-        # the hash of nested tuples is taken by recursion in C, which ends the process where they are deep
+        # hashing nested tuples recurses in C, so deep nesting would crash the process
         if not isinstance(self.stack[-1], dict) or not all(type(key) in (str, int, Record) for key in items[::2]):
             raise _NotMetadataError("it has a mapping whose keys are neither text nor records")
         self.stack[-1].update(zip(items[::2], items[1::2], strict=True))
@@ -223,7 +222,7 @@ class _Reader:
 
     def extend(self, values: list[Any]) -> None:
         if not isinstance(self.stack[-1], list):
-            raise _NotMetadataError("it appends to something that is no list")
+            raise _NotMetadataError("it appends to something that is not a list")
         self.stack[-1].extend(values)
 
     def keep(self, place: int) -> None:
@@ -239,7 +238,7 @@ def _skipping(count: int) -> Callable[[_Reader], None]:
 
 def _pushing(value: Callable[[_Reader], Any]) -> Callable[[_Reader], None]:
     def push(reader: _Reader) -> None:
-        made = value(reader)  # which may put another stack in the place of this one
+        made = value(reader)  # first, since it may replace the stack
         reader.stack.append(made)
 
     return push

@@ -1,14 +1,14 @@
-"""Warnings of the libraries underneath that a user can do nothing about, once a rank and dozens a run."""
+"""Silences library warnings that a user cannot act on, and that every rank would repeat."""
 
 import logging
 import warnings
 
 
 def silence_library_warnings() -> None:
-    """Drop them; to be called before Megatron-Core is imported. Python's -W or PYTHONWARNINGS brings none back.
+    """Silence them. To be called before Megatron-Core is imported. Python's -W and PYTHONWARNINGS cannot restore them.
 
-    Megatron-Core says at import what is not installed (the layer spec in use says it better), and calls torch
-    functions by names that torch 2.13 deprecates.
+    Megatron-Core warns at import about every optional package that is not installed, and uses names that torch 2.13
+    deprecates.
     """
     warnings.filterwarnings("ignore", module=r"megatron\.")
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\.")

@@ -1,4 +1,4 @@
-"""This process among the ranks, as its environment says. Imports nothing heavy: a rank asks before it loads torch."""
+"""This process's rank, from the environment. Imports nothing heavy, since a rank needs it before it loads torch."""
 
 import os
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from megatron_octo.errors import RuntimeSetupError
 
 @dataclass(frozen=True)
 class Rank:
-    """This process among all."""
+    """The position of this process among all ranks."""
 
     rank: int
     local_rank: int
@@ -16,15 +16,15 @@ class Rank:
 
     @property
     def is_first(self) -> bool:
-        """The rank that prints and writes single files."""
+        """Whether this is the rank that prints, and writes files that all ranks share."""
         return self.rank == 0
 
     @classmethod
     def from_environment(cls) -> "Rank":
-        """Read torchrun's variables, else SLURM's, else a single process.
+        """Read torchrun's variables, or else SLURM's; without either, this is the only rank.
 
         Raises:
-            RuntimeSetupError: variables that are not numbers, or a rank that is not below the number of ranks.
+            RuntimeSetupError: a variable is not a number, or the rank is not below the world size.
         """
         if "RANK" in os.environ:
             found = cls(_number("RANK"), _number("LOCAL_RANK", 0), _number("WORLD_SIZE"))
@@ -34,14 +34,14 @@ class Rank:
             return cls(0, 0, 1)
         if not max(found.rank, found.local_rank) < found.world_size:
             raise RuntimeSetupError(
-                f"rank {found.rank} (local rank {found.local_rank}) of {found.world_size} ranks: ranks are counted "
+                f"rank {found.rank} (local rank {found.local_rank}) of {found.world_size} ranks: ranks count "
                 "from 0; start them with torchrun or srun"
             )
         return found
 
 
 def is_rank_already() -> bool:
-    """Whether torchrun or SLURM started this process as one rank of several."""
+    """Whether torchrun or SLURM started this process as one of several ranks."""
     return "RANK" in os.environ or ("SLURM_PROCID" in os.environ and _number("SLURM_NTASKS", 1) > 1)
 
 
@@ -49,7 +49,7 @@ def read_port(variable: str) -> int:
     """A port from the environment.
 
     Raises:
-        RuntimeSetupError: it is none.
+        RuntimeSetupError: the variable is not a port.
     """
     port = _number(variable, 0)
     if not 0 < port < 1 << 16:

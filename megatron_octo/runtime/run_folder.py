@@ -1,4 +1,4 @@
-"""The run folder: where each leg finds what the others left. Paths only, and the resolved recipe."""
+"""The run folder, through which the parts of a run hand files to each other: its paths, and the resolved recipe."""
 
 import os
 from contextlib import suppress
@@ -26,13 +26,13 @@ class RunFolder:
         """The folder of a recipe under `runs` (default: $OCTO_RUNS, else ./runs).
 
         Raises:
-            RecipeError: a folder whose name is not UTF-8.
+            RecipeError: the folder's name is not UTF-8.
         """
         folder = (runs or Path(os.environ.get("OCTO_RUNS", "runs"))).absolute()
         try:
             str(folder).encode()
         except UnicodeEncodeError:
-            raise RecipeError(f"--runs {shown_path(folder)}: not UTF-8; give a folder whose name is") from None
+            raise RecipeError(f"--runs {shown_path(folder)}: not UTF-8; give a folder whose name is UTF-8") from None
         return cls(folder / recipe.name)
 
     @property
@@ -85,7 +85,7 @@ class RunFolder:
         return self.stage(stage) / "validation.jsonl"
 
     def result(self, stage: str) -> Path:
-        """Written last when a stage is done; its presence is what "done" means."""
+        """Written last. A stage is complete if and only if it exists."""
         return self.stage(stage) / "result.json"
 
     def running(self, stage: str) -> Path:
@@ -97,7 +97,7 @@ class RunFolder:
         return self.stage(stage) / "lock"
 
     def stage_recipe(self, stage: str) -> Path:
-        """The resolved recipe that a stage's ranks were last started with."""
+        """The resolved recipe that the stage's ranks were last started with."""
         return self.stage(stage) / "recipe.yaml"
 
     def exported(self, stage: str) -> Path:
@@ -109,7 +109,7 @@ class RunFolder:
         return RlFolder(self.root / "rl" / stage)
 
     def evaluation(self, stage: str) -> Path:
-        """What a stage's model was measured to do."""
+        """Measurements of a stage's model."""
         return self.root / "eval" / stage
 
     def heldout_result(self, stage: str) -> Path:
@@ -121,13 +121,13 @@ class RunFolder:
         return self.evaluation(stage) / "heldout.jsonl"
 
     def make(self) -> None:
-        """Create the folder, for this user alone. One that is there keeps its permissions."""
+        """Create the folder with permissions for this user only. An existing folder keeps its permissions."""
         self.root.parent.mkdir(parents=True, exist_ok=True)
         with suppress(FileExistsError):
             self.root.mkdir(mode=0o700)
 
     def write_recipe(self, recipe: Recipe, path: Path | None = None) -> None:
-        """Store the resolved recipe with the versions in use (default: as the run's own)."""
+        """Store the resolved recipe with the versions in use (default: as the run's recipe)."""
         versions = {}
         for package in _VERSIONS_OF:
             try:
@@ -139,10 +139,10 @@ class RunFolder:
         write_text_atomically(path or self.recipe, "# Resolved by octo.\n" + header + dump_recipe(recipe))
 
     def read_recipe(self) -> Recipe:
-        """The recipe as it was when the run began.
+        """The recipe as it was when the run started.
 
         Raises:
-            RecipeError: there is none here.
+            RecipeError: there is no recipe.yaml.
         """
         if not self.recipe.is_file():
             raise RecipeError(f"{self.root}: no recipe.yaml, so this is not a run folder; run `octo train` first")

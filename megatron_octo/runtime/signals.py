@@ -1,7 +1,7 @@
-"""The signals that ask a process to stop: noted from its first moment on, and kept away from its helpers.
+"""Signals that ask a process to stop: recorded from its start on, and blocked in its helper processes.
 
-SIGTERM (a job is ended), SIGINT (Ctrl-C), SIGHUP (the terminal is gone) and SIGUSR1 (SLURM's warning before the time
-limit) all mean: finish the step, save, stop. They may come more than once, and at any time.
+SIGTERM (the job is ended), SIGINT (Ctrl-C), SIGHUP (the terminal was closed) and SIGUSR1 (SLURM's warning before the
+time limit) all mean: finish the step, save, stop. They can arrive more than once and at any time.
 """
 
 import os
@@ -17,13 +17,13 @@ _POLL_SECONDS = 0.5
 
 
 class StopRequest:
-    """Notes the stop signals of this process. Make it by `listen_for_stop`."""
+    """Records the stop signals of this process. Made by `listen_for_stop`."""
 
     def __init__(self) -> None:
         self.received: list[int] = []
         for number in STOP_SIGNALS:
             if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
-                continue  # nohup has asked for that
+                continue  # nohup asked for that
             signal.signal(number, self._note)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
@@ -32,18 +32,18 @@ class StopRequest:
         self.received.append(number)
 
     def requested(self) -> bool:
-        """Whether a stop signal has come."""
+        """Whether a stop signal has arrived."""
         return bool(self.received)
 
     def follow(self, parent: int) -> None:
-        """Take the end of `parent`, the launcher, for a stop signal: a rank that nobody watches saves and stops."""
+        """Treat the end of `parent`, the launcher, as a stop signal, so that an orphaned rank saves and stops."""
         _call_when_gone(parent, lambda: self.received.append(signal.SIGHUP))
 
     def ignore_others(self) -> None:
-        """Ignore stop signals from here on; to be called once all is saved.
+        """Ignore stop signals from now on. To be called once everything is saved.
 
-        As Python ends it restores the default handlers. A signal that came then would kill a process that has done its
-        work, and its job would fail where it should be requeued.
+        Python restores the default handlers as it ends. A signal that arrived then would kill a process that is
+        finished, and its job would fail instead of being requeued.
         """
         for number in STOP_SIGNALS:
             signal.signal(number, signal.SIG_IGN)
@@ -53,7 +53,7 @@ _request: StopRequest | None = None
 
 
 def listen_for_stop() -> StopRequest:
-    """The stop request of this process, which notes signals from the first call on. Main thread only."""
+    """The stop request of this process, which records signals from the first call on. Main thread only."""
     global _request
     if _request is None:
         _request = StopRequest()
@@ -62,10 +62,10 @@ def listen_for_stop() -> StopRequest:
 
 @contextmanager
 def stop_signals_blocked() -> Iterator[None]:
-    """Hold the stop signals back while the body runs; they come at its end.
+    """Block the stop signals while the body runs; they are delivered at its end.
 
-    A process that is started inside begins with them blocked: until `listen_for_stop` it misses none, and a helper
-    that never calls it is left alone when a signal goes to the whole process group.
+    A process that is started inside starts with them blocked. A rank misses none until it calls `listen_for_stop`, and
+    a helper, which never calls it, ignores signals to the whole process group.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:

@@ -18,16 +18,16 @@ from megatron_octo.runtime.run_folder import RunFolder
 
 _CLOCK_SLACK_SECONDS = 60.0
 _DYING_SECONDS = 60.0
-"""How long the processes that a killed training left are waited for."""
+"""How long to wait for processes that a killed training left behind."""
 _held: dict[Path, int] = {}
-"""Locks of this process. They end with it and with the writers it forked, however they end."""
+"""Locks of this process. A lock lasts until this process and all writers that it forked have ended."""
 
 
 def hold_stage(run: RunFolder, stage: str) -> None:
     """Lock a stage until this process ends. Rank 0 calls it, before anything in the stage's folder is changed.
 
-    Two trainings would remove each other's half-written checkpoints. Ranks, and the writers that they forked, can
-    outlive a launcher that was killed; those are waited for, _DYING_SECONDS at most.
+    Two trainings would remove each other's unfinished checkpoints. Ranks, and the writers that they forked, can outlive
+    a launcher that was killed; this function waits for them, for at most _DYING_SECONDS.
 
     Raises:
         RuntimeSetupError: another process trains this stage.
@@ -52,14 +52,14 @@ def hold_stage(run: RunFolder, stage: str) -> None:
 
 
 def write_claim(path: Path) -> None:
-    """Say that this process works on the stage."""
+    """Record that this process trains the stage."""
     write_json_atomically(
         path, {"pid": os.getpid(), "host": socket.gethostname(), "started": datetime.now(UTC).isoformat()}
     )
 
 
 def read_claim(path: Path) -> dict[str, Any] | None:
-    """What `running.json` says; None where there is none that can be read."""
+    """The content of `running.json`; None if there is none that can be read."""
     try:
         return read_json_object(path, RuntimeSetupError)
     except RuntimeSetupError:
@@ -67,7 +67,7 @@ def read_claim(path: Path) -> dict[str, Any] | None:
 
 
 def is_alive(claim: dict[str, Any]) -> bool:
-    """Whether the process of a claim of this host is there, and is not a later one that got the same number."""
+    """Whether the process of a claim of this host exists, and is not a later one with the same process id."""
     try:
         process = psutil.Process(int(claim["pid"]))
         if process.status() == psutil.STATUS_ZOMBIE:

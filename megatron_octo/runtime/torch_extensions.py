@@ -1,7 +1,7 @@
-"""The cache of extensions that PyTorch compiles at run time, kept free of locks that a killed build left behind.
+"""Keeps the cache of extensions that PyTorch compiles at run time free of locks that a killed build left behind.
 
-PyTorch's builds take turns by a file named `lock`. A build that is killed leaves it behind, and every later build then
-waits for it without a word and without end. DeepSpeed compiles its CPU collectives this way.
+PyTorch's builds exclude each other by a file named `lock`. A build that is killed leaves it behind, and every later
+build then waits for it silently and forever. DeepSpeed compiles its CPU collectives this way.
 """
 
 import contextlib
@@ -13,10 +13,10 @@ VARIABLE = "TORCH_EXTENSIONS_DIR"
 
 
 def use_own_extensions(environment: MutableMapping[str, str]) -> None:
-    """Give processes a cache of this user and this host, and remove the locks in it that no process holds.
+    """Set a cache that belongs to this user and host, and remove the locks in it that no process holds.
 
-    The host is a part of the path, since a home folder may be shared, and processes of other hosts cannot be seen. A
-    folder that the user has set is used as it is.
+    The host is part of the path because home folders can be shared, and the processes of other hosts are not visible. A
+    folder that the user has set is not changed.
     """
     if VARIABLE in environment:
         return
@@ -28,7 +28,7 @@ def use_own_extensions(environment: MutableMapping[str, str]) -> None:
 
 
 def remove_abandoned_locks(folder: Path) -> list[Path]:
-    """Remove the locks below a folder that no process of this user on this host has open. Returns them."""
+    """Remove the locks below a folder that no process of this user on this host has open. Returns their paths."""
     locks = [path for path in folder.rglob("lock") if path.is_file()]
     held = _open_files() if locks else set()
     abandoned = []

@@ -116,7 +116,7 @@ def test_a_tensor_file_that_is_cut_short(begun, refused, tmp_path):
     file = next((tmp_path / "runs/mini/stages/stable/checkpoints/step-0000004").glob("*.distcp"))
     file.write_bytes(file.read_bytes()[:1000])
     message = refused(tmp_path, "stable")
-    assert f"{file.name}: 1000 bytes" in message and "go on from the one before" in message
+    assert f"{file.name}: 1000 bytes" in message and "resume from the one before" in message
 
 
 def test_a_stage_that_another_process_trains(begun, tmp_path):
