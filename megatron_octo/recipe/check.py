@@ -52,8 +52,8 @@ def _tree_problems(recipe: Recipe) -> Iterator[Problem]:
 def _circle(recipe: Recipe, name: str) -> list[str] | None:
     """The ancestors of a stage from itself to itself; None where they end elsewhere."""
     seen = [name]
-    while (stage := recipe.stages.get(seen[-1])) is not None:
-        seen.append(stage.parent.stage)
+    while seen[-1] != BASE and seen[-1] in recipe.stages:
+        seen.append(recipe.stages[seen[-1]].parent.stage)
         if seen[-1] in seen[:-1]:
             return seen if seen[-1] == name else None
     return None
@@ -123,12 +123,11 @@ def layout_problems(architecture: Architecture, key: str, layout: Parallel) -> I
 
 
 def _architecture_problems(architecture: Architecture, key: str, layout: Parallel) -> Iterator[Problem]:
-    tensor = layout.tensor
-    for field in ("num_attention_heads", "intermediate_size"):
-        if (size := getattr(architecture, field)) % tensor:
-            yield Problem(f"{key}.tensor", tensor, f"does not divide {field} {size}", "choose a divisor")
-    groups = architecture.num_key_value_heads
-    if groups % tensor and tensor % groups:
+    tensor, groups = layout.tensor, architecture.num_key_value_heads
+    sizes = {field: getattr(architecture, field) for field in ("num_attention_heads", "intermediate_size")}
+    if odd := [f"{field} {size}" for field, size in sizes.items() if size % tensor]:
+        yield Problem(f"{key}.tensor", tensor, f"does not divide {' and '.join(odd)}", "choose a divisor")
+    elif groups % tensor and tensor % groups:
         why = f"neither divides num_key_value_heads {groups} nor is a multiple of it"
         yield Problem(f"{key}.tensor", tensor, why, "choose one that does")
     layers, chunks = architecture.num_hidden_layers, layout.pipeline * (layout.virtual_pipeline or 1)

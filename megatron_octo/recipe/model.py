@@ -78,11 +78,11 @@ class Architecture(Section):
         if self.head_dim is None and self.hidden_size % heads:
             why = f"does not divide hidden_size {self.hidden_size}"
             yield Problem("num_attention_heads", heads, why, "change one of them or set head_dim")
+        elif self.kv_channels % 2:
+            yield Problem("head_dim", self.kv_channels, "RoPE needs an even head", "make it even")
         if heads % groups:
             why = f"does not divide num_attention_heads {heads}"
             yield Problem("num_key_value_heads", groups, why, "choose a divisor")
-        if self.kv_channels % 2:
-            yield Problem("head_dim", self.kv_channels, "RoPE needs an even head", "make it even")
         has_bias = self.model_type == "qwen2"
         if self.attention_bias != has_bias:
             why = f"a {self.model_type} model has {'' if has_bias else 'no '}biases on query, key and value"

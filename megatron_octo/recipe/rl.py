@@ -237,7 +237,9 @@ class RlSection(Section):
             why = f"does not divide rl.prompts_per_step = {self.prompts_per_step}"
             yield Problem("mini_batch_prompts", mini, why, "give a divisor")
         elif mini * samples % (self.micro_batch_size * self.gpus):
-            why = f"a mini-batch of {mini} prompts x {samples} samples cannot be made of it on {self.gpus} GPUs"
+            why = (
+                f"a mini-batch of {mini} prompts x {samples} samples cannot be made of it on {self.gpus} GPUs (rl.gpus)"
+            )
             yield Problem("micro_batch_size", self.micro_batch_size, why, "give a divisor")
 
     def _gpu_problems(self) -> Iterator[Problem]:

@@ -108,6 +108,67 @@ BAD = {
     ),
     "odd head": ([SHAPE + "head_dim=33"], ["model.architecture.head_dim = 33", "make it even"]),
     "no base": (["model.initialize=base"], ["model.initialize = 'base'", "model.base is not set", "=random"]),
+    "no micro-batches": (
+        ["train.micro_batch_size=5"],
+        ["train.micro_batch_size = 5", "does not divide", "global_batch"],
+    ),
+    "context without a kernel": (
+        ["parallel={context: 2}"],
+        ["parallel.context = 2", "no attention kernel for train.precision fp32", "bf16"],
+    ),
+    "fp8 of odd widths": (
+        ["train.precision=fp8", "parallel={tensor: 4}", SHAPE + "intermediate_size=96"],
+        ["train.precision = 'fp8'", "intermediate_size / tensor to be a multiple of 16, and it is 24", "bf16"],
+    ),
+    "fp8 of few tokens": (
+        ["train.precision=fp8", "train.sequence_length=127", "train.micro_batch_size=1"],
+        ["train.precision = 'fp8'", "tokens of a micro-batch on a rank to be a multiple of 8, and it is 127"],
+    ),
+    "held-out problems": (
+        ["data.heldout_problems=99999"],
+        ["data.heldout_problems = 99999", "less than or equal to 50000"],
+    ),
+    "practice problems": (
+        ["data.practice_problems=801"],
+        ["data.practice_problems = 801", "less than or equal to 800"],
+    ),
+    "qa without its places": (
+        ["data.sources.web={kind: jsonl, paths: [a], format: {kind: qa, template: 'Q:{question}'}}"],
+        ["data.sources.web.format.template = 'Q:{question}'", "{question} and {answer} once each", "e.g. 'Question:"],
+    ),
+    "a source with a taken name": (
+        ["data.sources.heldout={kind: jsonl, paths: [a]}"],
+        ["data.sources.heldout = 'heldout'", "cannot be a folder under data/", "rename the source"],
+    ),
+    "a source with nothing to train on": (
+        ["data.sources.web.documents=64"],
+        ["data.sources.web.validation_documents = 64", "to 64 documents", "lower it, or raise the limit"],
+    ),
+    "a limit with nothing to train on": (
+        ["data.sources.web={kind: jsonl, paths: [a], max_documents: 9}"],
+        ["data.sources.web.validation_documents = 64", "to 9 documents", "raise the limit"],
+    ),
+    "RoPE that is not built": (
+        [SHAPE + "rope_scaling={factor: 8.0, low_freq_factor: 2.0}"],
+        [SHAPE + "rope_scaling.low_freq_factor = 2.0", "computes with 1.0 only", "cannot be trained here"],
+    ),
+    "biases of another family": (
+        [SHAPE + "attention_bias=true"],
+        [SHAPE + "attention_bias = True", "a llama model has no biases on query, key and value", "set it to false"],
+    ),
+    "no biases": (
+        [SHAPE + "model_type=qwen2"],
+        [SHAPE + "attention_bias = False", "a qwen2 model has", "set it to true"],
+    ),
+    "vocabulary": (
+        [SHAPE + "vocab_size=259"],
+        [SHAPE + "vocab_size = 259", "builtin:bytes has 260 tokens", "raise it"],
+    ),
+    "end of document": (
+        ["model.end_of_document=<end>"],
+        ["model.end_of_document = '<end>'", "not one token of builtin:bytes", "<|endoftext|>"],
+    ),
+    "built-in tokenizer": (["model.tokenizer=builtin:byte"], ["model.tokenizer = 'builtin:byte'", "set builtin:bytes"]),
     "override without =": (["train.learning_rate"], ["'train.learning_rate'", "write key.sub=value"]),
     "override without key": (["=3"], ["'=3'", "write key.sub=value"]),
     "override of no YAML": (["train.learning_rate=[1"], ["'train.learning_rate=[1'", "not YAML"]),
@@ -122,6 +183,17 @@ def test_the_message_says_key_value_and_way_out(overrides: list[str], parts: lis
     for part in parts:
         assert part in str(caught.value)
     assert caught.value.exit_code == 2
+
+
+SEVERAL = {"missing key": 3, "own ancestor": 2, "context": 2}
+"""Entries that are wrong in more than one way."""
+
+
+@pytest.mark.parametrize("name", [name for name in BAD if not name.startswith("override ")])
+def test_one_problem_for_one_wrong_value(name: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe("tiny", BAD[name][0])
+    assert len(str(caught.value).splitlines()) == 1 + SEVERAL.get(name, 1)
 
 
 def test_every_problem_is_listed_at_once() -> None:
