@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# RL on a SLURM cluster: Ray on every node of the job, `octo rl` on the first. From a stage that is exported:
+# RL on a SLURM cluster: Ray on every node of the job, `octo rl` on the first. The stage must be exported first:
 #
 #   .venv/bin/octo export octothinker-3b decay-hybrid
 #   sbatch --nodes=2 examples/rl.sh octothinker-3b decay-hybrid -s rl.gpus=8 -s rl.engines=8
 #
-# GPUs are rl.gpus for the actor (as many for a critic, and for a reference where there is a KL term) and rl.engines x
-# rl.engine_gpus for vLLM. More arguments go to `octo rl` (-s key=value). Ten minutes before the time limit SLURM sends
-# SIGUSR1: the run is ended and the job put back in the queue; it goes on from the last checkpoint (rl.save_every).
+# The actor takes rl.gpus GPUs, vLLM takes rl.engines x rl.engine_gpus; a critic takes rl.gpus more, and so does a
+# reference model with a KL term. Further arguments are passed to `octo rl` (-s key=value). Ten minutes before the time
+# limit SLURM sends SIGUSR1. The job then stops the run and is requeued, and it resumes from the last checkpoint
+# (rl.save_every).
 #SBATCH --job-name=octo-rl
 #SBATCH --ntasks-per-node=1
 #SBATCH --gpus-per-node=8
@@ -22,14 +23,14 @@ recipe=$1 stage=$2
 shift 2
 cd "${OCTO_HOME:-$SLURM_SUBMIT_DIR}"
 export OCTO_RUNS=${OCTO_RUNS:-$PWD/runs}
-# the run's name is its folder's: RECIPE may be a file, and `-s name=mine` another run
+# The run folder is named after the recipe's `name`: RECIPE may be a file, and `-s name=mine` changes it.
 name=$(.venv/bin/octo recipe "$recipe" "$@" 2>/dev/null | sed -n 's/^name: //p' || true)
 
 mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 head=${nodes[0]}
 address=$(srun --nodes=1 --ntasks=1 --nodelist="$head" hostname --ip-address | awk '{print $1}')
 port=$((20000 + SLURM_JOB_ID % 20000))
-# GPUs that Ray may hand out on a node: those SLURM gave, or OCTO_RAY_GPUS where Ray is to take slots for GPUs (no CUDA)
+# Ray finds the GPUs that SLURM allotted on each node. Without CUDA, OCTO_RAY_GPUS gives Ray that many GPU slots.
 resources=(--num-cpus="${SLURM_CPUS_PER_TASK:-16}" ${OCTO_RAY_GPUS:+--num-gpus="$OCTO_RAY_GPUS"})
 ray=(.venv/bin/ray start --block --include-dashboard=false "${resources[@]}")
 
@@ -61,7 +62,7 @@ srun --overlap --nodes=1 --ntasks=1 --nodelist="$head" \
 run=$!
 status=0
 wait "$run" || status=$?
-if [ -n "$asked_to_stop" ]; then # the first wait ended with the signal
+if [ -n "$asked_to_stop" ]; then # the signal interrupted the first wait
   wait "$run" || true
   if [ ! -f "$OCTO_RUNS/${name:-$recipe}/rl/$stage/result.json" ]; then
     scontrol requeue "$SLURM_JOB_ID"

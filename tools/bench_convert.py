@@ -1,14 +1,16 @@
-"""Conversion of a full-size model against a plain copy of the same bytes, side by side in one run.
+"""Benchmark of conversion: import and export of a full-size model against a plain copy of the same bytes.
 
-    python tools/bench_convert.py                       # Llama-3.2-1B's shape, random bf16 weights, no download
+    python tools/bench_convert.py                       # Llama-3.2-1B's architecture, random bf16 weights, no download
     python tools/bench_convert.py --recipe octothinker-3b --rounds 1 --folder /a/big/disk
 
-Import goes to tensor 2 x pipeline 2, export comes back from there, and the two Hugging Face folders are compared byte
-by byte. The copy reads all and writes all, then fsyncs, as both conversions do. Each starts with all files out of the
-page cache and nothing left to write, so that none pays for the one before. Rounds alternate, and medians are compared.
-Each is a process of its own, whose peak resident memory is what the system counted for it; Python, torch and
-transformers are imported before its clock starts. The copy too: in a virtual machine, memory that was freed some
-seconds ago has gone back to the host and is dear to get again, so that a copy begun at once would look thrice as fast.
+The model is imported to tensor 2 x pipeline 2 and exported from there, and the two Hugging Face folders are compared
+byte by byte. The copy reads and writes everything and then fsyncs, as both conversions do. Rounds alternate, and the
+medians are compared. Before each measurement all pending writes are flushed and the files dropped from the page cache.
+
+Each measurement, the copy included, runs in a process of its own, which imports torch and transformers before its clock
+starts; its peak resident memory is the system's figure. The copy needs this too: in a virtual machine, memory freed
+some seconds ago has gone back to the host and is slow to get again, so a copy that starts at once would look three
+times as fast.
 """
 
 import argparse
@@ -55,35 +57,35 @@ print(json.dumps([seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 
 
 
 def main() -> None:
-    """Measure, print a table, and write JSON if asked."""
+    """Measure, print a table, and write JSON if a path is given."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--recipe", default="octothinker-1b", help="whose model.architecture is taken")
+    parser.add_argument("--recipe", default="octothinker-1b", help="recipe whose model.architecture is used")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--folder", type=Path, help="where to work; three times the model's size must be free there")
+    parser.add_argument("--folder", type=Path, help="working folder; needs three times the model's size of free space")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    shape = load_recipe(options.recipe).model.architecture
+    architecture = load_recipe(options.recipe).model.architecture
     with tempfile.TemporaryDirectory(prefix="bench-convert-", dir=options.folder) as folder:
-        result = {"recipe": options.recipe, **_measure(shape, Path(folder), options.rounds)}
+        result = {"recipe": options.recipe, **_measure(architecture, Path(folder), options.rounds)}
     _show(result)
     if options.json is not None:
         options.json.write_text(json.dumps(result, indent=2) + "\n")
 
 
-def _measure(shape: Architecture, folder: Path, rounds: int) -> dict[str, object]:
+def _measure(architecture: Architecture, folder: Path, rounds: int) -> dict[str, object]:
     source, megatron, back, copy = (folder / name for name in ("hf", "megatron", "back", "copy"))
-    _random_model(shape, source)
+    _write_random_model(architecture, source)
     size = open_hf_folder(source).bytes
     ways = {"copy": (source, copy), "import": (source, megatron), "export": (megatron, back)}
     seconds: dict[str, list[float]] = {way: [] for way in ways}
     peak = dict.fromkeys(ways, 0)
     for _ in range(rounds):
-        for used in (megatron, back):
-            shutil.rmtree(used, ignore_errors=True)
-        for way, (read, written) in ways.items():
-            _forget(folder)
-            took, memory = _run(way, read, written)
-            seconds[way].append(took)
+        for old in (megatron, back):
+            shutil.rmtree(old, ignore_errors=True)
+        for way, (read_from, write_to) in ways.items():
+            _drop_page_cache(folder)
+            elapsed, memory = _run(way, read_from, write_to)
+            seconds[way].append(elapsed)
             peak[way] = max(peak[way], memory)
             shutil.rmtree(copy, ignore_errors=True)
     medians = {way: statistics.median(times) for way, times in seconds.items()}
@@ -97,19 +99,19 @@ def _measure(shape: Architecture, folder: Path, rounds: int) -> dict[str, object
     }
 
 
-def _random_model(shape: Architecture, folder: Path) -> None:
+def _write_random_model(architecture: Architecture, folder: Path) -> None:
     folder.mkdir()
-    (folder / "config.json").write_text(config_of(shape, torch.bfloat16, None, {}))
-    sizes, generator = sizes_of(shape), torch.Generator().manual_seed(0)
-    rules = family_of(shape.model_type, "bench").rules_of(shape)
+    (folder / "config.json").write_text(config_of(architecture, torch.bfloat16, None, {}))
+    sizes, generator = sizes_of(architecture), torch.Generator().manual_seed(0)
+    rules = family_of(architecture.model_type, "bench").rules_of(architecture)
     planned = [
         Planned(name, part, torch.bfloat16)
-        for rule, layer in in_order(rules, shape.num_hidden_layers)
+        for rule, layer in in_order(rules, architecture.num_hidden_layers)
         for name, part in zip(rule.names(layer), rule.part_shapes(sizes), strict=True)
     ]
     writer = ShardedWriter(folder, planned)
     for tensor in planned:
-        # any 16 bits are a bfloat16: infinities and every NaN are among them, and must come back as they went
+        # Any 16 bits are a bfloat16. Infinities and all NaNs are among them, and must survive the round trip.
         bits = torch.randint(-(1 << 15), 1 << 15, tensor.shape, dtype=torch.int16, generator=generator)
         writer.add(tensor.name, bits.view(torch.bfloat16))
     writer.close()
@@ -118,14 +120,15 @@ def _random_model(shape: Architecture, folder: Path) -> None:
 
 def _run(way: str, source: Path, target: Path) -> tuple[float, int]:
     command = [sys.executable, "-W", "ignore", "-c", _RUN, way, str(source), str(target)]
-    here = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])}
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=here)
-    seconds, memory = json.loads(done.stdout.splitlines()[-1])
+    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path}
+    completed = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    seconds, memory = json.loads(completed.stdout.splitlines()[-1])
     return seconds, memory
 
 
-def _forget(folder: Path) -> None:
-    """Take a folder's files out of the page cache, and write out whatever is waiting."""
+def _drop_page_cache(folder: Path) -> None:
+    """Flush all pending writes, and drop a folder's files from the page cache."""
     os.sync()
     for file in (path for path in folder.rglob("*") if path.is_file()):
         with open(file, "rb") as opened:
@@ -133,7 +136,7 @@ def _forget(folder: Path) -> None:
 
 
 def copy_all(source: Path, target: Path) -> None:
-    """Read all, write all, fsync."""
+    """Copy a folder's files, and fsync each."""
     target.mkdir()
     for file in source.iterdir():
         with open(file, "rb") as reading, open(target / file.name, "wb") as writing:

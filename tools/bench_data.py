@@ -1,11 +1,11 @@
-"""Speed of data preparation against the tokenizer alone, side by side in one run, on the same text and cores.
+"""Benchmark of data preparation against the tokenizer alone, on the same text and cores in one run.
 
-    python tools/bench_data.py                        # Python files found here, a 32k BPE trained on them
-    python tools/bench_data.py --builtin              # pages made from the built-in corpora (few different words)
+    python tools/bench_data.py                        # Python files of this environment, a 32k BPE trained on them
+    python tools/bench_data.py --builtin              # pages from the built-in corpora (few different words)
     python tools/bench_data.py --input text.jsonl --tokenizer path/to/tokenizer --json bench.json
 
-Preparation is all of it: reading JSON lines, formatting, tokenizing, splitting, merging, hashing input and output,
-reading back with Megatron-Core. The tokenizer alone is `tokenizers`' `encode_batch` over texts already in memory.
+Preparation includes reading JSON lines, formatting, tokenizing, splitting, merging, hashing input and output, and
+reading back with Megatron-Core. The tokenizer alone is `encode_batch` of `tokenizers`, over texts already in memory.
 Rounds alternate, and the medians are compared. Megatron-Core and transformers are imported before the clock starts.
 """
 
@@ -23,14 +23,14 @@ from typing import Any
 
 PAGE_PROBLEMS = 24
 PAGE_CHARACTERS = 4_000
-MOST_PAGES = 40_000
+MAX_PAGES = 40_000
 BATCH_DOCUMENTS = 2_000
 
 
 def main() -> None:
-    """Measure, print a table, and write JSON if asked."""
+    """Measure, print a table, and write JSON if a path is given."""
     options = _options()
-    # read by tokenizers' thread pool when it is first used, so before anything is imported
+    # The thread pool of tokenizers reads these when it is first used, so they are set before any import.
     os.environ["RAYON_NUM_THREADS"] = str(options.workers)
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
     with tempfile.TemporaryDirectory(prefix="bench-data-") as folder:
@@ -42,22 +42,22 @@ def main() -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--input", type=Path, help="JSON lines with text (default: Python files found here)")
-    parser.add_argument("--builtin", action="store_true", help="pages made from the built-in corpora")
+    parser.add_argument("--input", type=Path, help="JSON lines with text (default: Python files of this environment)")
+    parser.add_argument("--builtin", action="store_true", help="use pages from the built-in corpora")
     parser.add_argument("--field", default="text", help="the field of --input that holds the text")
-    parser.add_argument("--megabytes", type=int, default=48, help="size of the text, by making or repeating it")
-    parser.add_argument("--tokenizer", type=Path, help="a folder with tokenizer.json (default: a BPE trained here)")
-    parser.add_argument("--vocabulary", type=int, default=32_000, help="size of the BPE trained here")
+    parser.add_argument("--megabytes", type=int, default=48, help="size of the text, generated or repeated")
+    parser.add_argument("--tokenizer", type=Path, help="a folder with tokenizer.json (default: train a BPE)")
+    parser.add_argument("--vocabulary", type=int, default=32_000, help="vocabulary size of the trained BPE")
     parser.add_argument("--end-of-document", default="<|endoftext|>")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="cores for both sides")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="cores, for either side")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--decontaminate", action="store_true", help="against 10,000 of the texts' own lookalikes")
+    parser.add_argument("--decontaminate", action="store_true", help="decontaminate against 10,000 reversed texts")
     parser.add_argument("--json", type=Path)
     return parser.parse_args()
 
 
 def _pages() -> Iterator[str]:
-    """Pages of prose, code and answers, about as long as web pages are, without end."""
+    """Endless pages of prose, code and answers, about as long as web pages."""
     from megatron_octo.data.corpora import make_corpus
 
     documents = [d for corpus in ("web", "code", "long_cot") for d in make_corpus(corpus, 10_000, 7)]
@@ -67,13 +67,13 @@ def _pages() -> Iterator[str]:
 
 
 def _python_files() -> Iterator[str]:
-    """Python files of this environment in parts as long as web pages are: prose and code as people write them."""
+    """Python files of this environment in parts as long as web pages: prose and code written by people."""
     parts: list[str] = []
     for folder in dict.fromkeys(sysconfig.get_path(key) for key in ("purelib", "stdlib")):
         for path in sorted(Path(folder).rglob("*.py")):
             text = path.read_text(encoding="utf-8", errors="ignore")
             parts += [text[at : at + PAGE_CHARACTERS] for at in range(0, len(text), PAGE_CHARACTERS)]
-            if len(parts) > MOST_PAGES:
+            if len(parts) > MAX_PAGES:
                 break
     parts = [part for part in parts if part.strip()]
     random.Random(7).shuffle(parts)
@@ -81,7 +81,7 @@ def _python_files() -> Iterator[str]:
 
 
 def _repeated(rows: list[str]) -> Iterator[str]:
-    # a number in front keeps repeated texts different
+    # A number in front makes repeated texts different.
     return (f"{round_}: {row}" if round_ else row for round_ in range(10**9) for row in rows)
 
 
@@ -97,8 +97,8 @@ def _texts(options: argparse.Namespace) -> list[str]:
     return texts
 
 
-def _trained(texts: list[str], options: argparse.Namespace, folder: Path) -> Path:
-    """A byte-level BPE, split as Llama 3's is."""
+def _train_tokenizer(texts: list[str], options: argparse.Namespace, folder: Path) -> Path:
+    """Train a byte-level BPE with Llama 3's pre-tokenization. Returns its folder."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
     llama3 = (
@@ -142,8 +142,8 @@ def _measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     import io
     import warnings
 
-    warnings.simplefilter("ignore")  # Megatron-Core's, about Transformer Engine and Apex
-    from megatron.core.datasets.indexed_dataset import IndexedDataset  # noqa: F401 (so that no round imports it)
+    warnings.simplefilter("ignore")  # of Megatron-Core, about Transformer Engine and Apex
+    from megatron.core.datasets.indexed_dataset import IndexedDataset  # noqa: F401 (imported before the clock starts)
     from rich.console import Console
     from tokenizers import Tokenizer
     from transformers import AutoTokenizer  # noqa: F401
@@ -152,10 +152,11 @@ def _measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     from megatron_octo.data.prepare import prepare
     from megatron_octo.runtime.run_folder import RunFolder
 
+    # 1. Texts, tokenizer and recipe
     texts = _texts(options)
-    tokenizer_folder = options.tokenizer or _trained(texts, options, folder)
+    tokenizer_folder = options.tokenizer or _train_tokenizer(texts, options, folder)
     tokenizer = Tokenizer.from_file(str(tokenizer_folder / "tokenizer.json"))
-    tokenizer.encode_special_tokens = True  # as preparation does: special tokens spelled out in text are text
+    tokenizer.encode_special_tokens = True  # as in preparation: a special token in the text is plain text
     file = folder / "text.jsonl"
     file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     protected = None
@@ -164,6 +165,7 @@ def _measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         rows = (json.dumps({"text": text[::-1][:600]}) + "\n" for text in texts[:10_000])
         protected.write_text("".join(rows))
     recipe = _recipe(options, tokenizer_folder, file, protected)
+    # 2. Both sides in turns
     alone, prepared, tokens = [], [], 0
     for round_ in range(options.rounds):
         started = time.perf_counter()
@@ -180,7 +182,7 @@ def _measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         ends = manifest.train.documents + manifest.validation.documents + manifest.validation_duplicates
         written = manifest.train.tokens + manifest.validation.tokens
         if not manifest.validation_duplicates and not manifest.contaminated and written != tokens + ends:
-            raise SystemExit(f"the two sides disagree: {written} tokens written, {tokens} and {ends} ends expected")
+            raise SystemExit(f"token counts differ: {written} written, {tokens} and {ends} ends of documents expected")
         prepared.append(written / seconds)
     size = sum(len(text.encode()) for text in texts)
     ratio = statistics.median(prepared) / statistics.median(alone)

@@ -1,11 +1,11 @@
-"""Grading of this tree and of an older one, side by side in one run: how long the same answers take.
+"""Benchmark of grading: this tree against an older one, on the same responses in one run.
 
     git archive e9c0304 | tar x -C /tmp/older
     python tools/bench_grading.py /tmp/older [--count 10000] [--rounds 3] [--data math_train.jsonl]
 
-Both grade the same responses with one process, turn about, after a warm-up. A third of them are golds as they are, a
-third another problem's gold, and the rest the gold in another notation. With `--data` (JSON lines of `answer`) they are
-made of its golds, else of built-in ones. Printed: seconds, how many are right, and the ratio of the medians.
+Both trees grade with one process, in turns, after a warm-up. A third of the responses give the gold answer, a third
+another problem's, and a third the gold answer in another notation. The gold answers come from `--data` (JSON lines with
+`answer`), or are built in. Printed are the seconds, the number of right answers, and the ratio of the medians.
 """
 
 import argparse
@@ -33,7 +33,7 @@ if pathlib.Path(sys.argv[1], "megatron_octo/grading").is_dir():
     from megatron_octo.grading.verdict import Verdict
     field = "is_right" if "is_right" in Verdict.__dataclass_fields__ else "right"
     right = lambda graders, pair: getattr(graders.grade(*pair), field)
-else:  # before there was a package for it
+else:  # a tree from before the package `grading`
     from megatron_octo.rl.graders import Graders
     right = lambda graders, pair: graders.grade(*pair)[0]
 if __name__ == "__main__":
@@ -50,7 +50,7 @@ if __name__ == "__main__":
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("older", type=Path, help="a checkout of the code to compare with")
+    parser.add_argument("older", type=Path, help="a checkout to compare with")
     parser.add_argument("--count", type=int, default=10_000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--data", type=Path, help="JSON lines with an `answer`")
@@ -62,7 +62,7 @@ def main() -> None:
 
 
 def pairs_of(golds: list[str], count: int) -> list[tuple[str, str]]:
-    """Responses with golds; the seed is fixed."""
+    """Pairs of response and gold answer, from a fixed seed."""
     dice, pairs = random.Random(0), []
     for i in range(count):
         gold = dice.choice(golds)
@@ -82,11 +82,11 @@ def _respelled(gold: str, dice: random.Random) -> str:
 
 
 def measure(older: Path, pairs: list[tuple[str, str]], rounds: int) -> dict[str, Any]:
-    """Seconds of each tree, and how many answers it finds right."""
+    """Seconds of each tree, and the number of answers it finds right."""
     here = Path(__file__).resolve().parent.parent
     right: dict[str, int] = {}
     with tempfile.TemporaryDirectory() as folder:
-        script = Path(folder) / "worker.py"  # a file: graders are spawned, and import their parent's script
+        script = Path(folder) / "worker.py"  # in a file, because spawned graders import their parent's script
         script.write_text(_WORKER, encoding="utf-8")
         workers = {"this": _worker(script, here), "older": _worker(script, older.resolve())}
         seconds: dict[str, list[float]] = {name: [] for name in workers}
@@ -94,8 +94,8 @@ def measure(older: Path, pairs: list[tuple[str, str]], rounds: int) -> dict[str,
             _run(worker, pairs[:200])
         for _ in range(rounds):
             for name, worker in workers.items():
-                took, right[name] = _run(worker, pairs)
-                seconds[name].append(took)
+                elapsed, right[name] = _run(worker, pairs)
+                seconds[name].append(elapsed)
         for worker in workers.values():
             assert worker.stdin is not None
             worker.stdin.close()
@@ -117,8 +117,8 @@ def _run(worker: "subprocess.Popen[str]", pairs: list[tuple[str, str]]) -> tuple
     assert worker.stdin is not None and worker.stdout is not None
     worker.stdin.write(json.dumps(pairs) + "\n")
     worker.stdin.flush()
-    took, right = json.loads(worker.stdout.readline())
-    return took, right
+    elapsed, right = json.loads(worker.stdout.readline())
+    return elapsed, right
 
 
 if __name__ == "__main__":

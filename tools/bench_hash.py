@@ -1,9 +1,9 @@
-"""How long the hashes of a start take: files of a checkpoint's size, against `sha256sum` on as many cores.
+"""Benchmark of the hashing at a run's start: files of a checkpoint's size, against `sha256sum` on as many cores.
 
 python tools/bench_hash.py [--gigabytes 14.8] [--files 8] [--folder DIR] [--rounds 3]
 
 A checkpoint of Llama-3.2-1B has 1.236 billion parameters of 12 bytes: fp32 weights and Adam's two moments. Files that
-fit into memory are read from there, as after a save; what a disk adds is its own.
+fit into memory are read from the page cache, as after a save; reading from disk takes longer.
 """
 
 import argparse
@@ -21,11 +21,11 @@ _BLOCK = 1 << 24
 
 
 def main() -> None:
-    """Write the files, hash them both ways in turn, and print the medians."""
+    """Write the files, hash them both ways in turns, and print the medians."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--gigabytes", type=float, default=14.8, help="of all files together")
+    parser.add_argument("--gigabytes", type=float, default=14.8, help="total size of the files")
     parser.add_argument("--files", type=int, default=8)
-    parser.add_argument("--folder", type=Path, help="where to write them (default: the system's temporary folder)")
+    parser.add_argument("--folder", type=Path, help="where to write the files (default: the system's temporary folder)")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     cores = len(os.sched_getaffinity(0))

@@ -1,10 +1,10 @@
-"""OpenRLHF's actor with this project's log-probs and with its own, on the same batch, side by side in one run.
+"""Benchmark of OpenRLHF's actor: this project's log-probs against its own, on the same batch in one run.
 
     python tools/bench_rl.py [--vocabulary 128256] [--hidden 512] [--layers 2] [--batch 8] [--length 128] [--rounds 5]
 
-Forward and backward of log-probs and entropy through OpenRLHF's Actor (a random Llama; DeepSpeed is not around it): the
-median of the seconds and the peak of resident memory beyond what was there before, gradients included. On the CPU in
-fp32, as `octo rl` trains there; on a GPU in bf16.
+It measures forward and backward of log-probs and entropy through OpenRLHF's Actor, with a random Llama and without
+DeepSpeed: median seconds, and peak memory beyond that in use before, gradients included. The dtype is fp32 on the CPU,
+as in `octo rl`, and bf16 on a GPU.
 """
 
 import argparse
@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("--hidden", type=int, default=512)
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--length", type=int, default=128, help="tokens a sequence, a quarter of them the prompt's")
+    parser.add_argument("--length", type=int, default=128, help="tokens a sequence; the first quarter is the prompt")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -38,7 +38,7 @@ def main() -> None:
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Both actors in turns."""
+    """Measure both log-probs in turns."""
     if not torch.cuda.is_available():
         from megatron_octo.rl.cpu import install_rl_on_cpu
 
@@ -48,9 +48,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
     from megatron_octo.rl.actor import install_fused_actor
 
-    own = Actor.forward
+    original = Actor.forward
     install_fused_actor()
-    forwards = {"octo": Actor.forward, "openrlhf": own}
+    forwards = {"octo": Actor.forward, "openrlhf": original}
     config = LlamaConfig(
         vocab_size=options.vocabulary,
         hidden_size=options.hidden,
@@ -63,8 +63,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with tempfile.TemporaryDirectory() as folder:
         LlamaForCausalLM(config).save_pretrained(folder)
-        kind = "bf16" if device.type == "cuda" else "fp32"
-        actor = Actor(folder, attn_implementation="sdpa", param_dtype=kind).to(device)
+        dtype = "bf16" if device.type == "cuda" else "fp32"
+        actor = Actor(folder, attn_implementation="sdpa", param_dtype=dtype).to(device)
     batch = _batch(options, device)
     seconds: dict[str, list[float]] = {name: [] for name in forwards}
     extra: dict[str, int] = {}
@@ -81,7 +81,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     return {
         "device": torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads",
-        "dtype": kind,
+        "dtype": dtype,
         "seconds": medians,
         "extra_bytes": extra,
         "seconds_ratio": medians["octo"] / medians["openrlhf"],

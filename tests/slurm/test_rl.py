@@ -1,4 +1,4 @@
-"""examples/rl.sh on a real SLURM: Ray on the job's node, `octo rl` put back in the queue and gone on with."""
+"""examples/rl.sh on a real SLURM: Ray on the job's node, and `octo rl` requeued and resumed."""
 
 import json
 import os
@@ -16,7 +16,7 @@ pytestmark = [
 ]
 
 
-def test_a_run_is_put_back_in_the_queue_and_goes_on(cluster, workplace):
+def test_a_run_is_requeued_and_resumes(cluster, workplace):
     folder = workplace("rl")
     octo("train", str(MINI), "stable", *WIDER, cwd=folder)
     octo("export", str(MINI), "stable", *WIDER, cwd=folder)

@@ -1,1 +1,1 @@
-"""`octo bench logprob`: the token operators against the field, on the same tensors in one run."""
+"""`octo bench logprob`: the token operators against other implementations, on the same tensors in one run."""

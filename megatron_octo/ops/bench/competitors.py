@@ -1,4 +1,4 @@
-"""Who is measured. Each takes the same inputs and returns log-probs and entropy, ready for one backward pass."""
+"""The implementations that are measured. All take the same inputs and return log-probs and entropy, with a graph."""
 
 import importlib.util
 import sys
@@ -13,16 +13,16 @@ import torch
 from megatron_octo.ops import linear_token_log_probs, token_log_probs
 
 Outputs = tuple[torch.Tensor, torch.Tensor | None]
-"""(tokens,) log-probs, and the entropy where the competitor has one."""
+"""(tokens,) log-probs, and (tokens,) entropy or None if the competitor does not compute it."""
 
 
 MEAN = " *"
-"""Ends the name of one that gives the mean loss alone, expanded to the tokens."""
+"""Suffix of the name of a competitor that returns only the mean loss, expanded to the tokens."""
 
 
 @dataclass(frozen=True)
 class Competitor:
-    """One way to log-probs."""
+    """One implementation of log-probs."""
 
     name: str
     run: Callable[..., Outputs]
@@ -30,7 +30,7 @@ class Competitor:
 
 
 def for_logits(device: torch.device) -> list[Competitor]:
-    """Those that take logits (tokens, vocabulary) and targets (tokens,)."""
+    """Competitors that take logits (tokens, vocabulary) and targets (tokens,), as far as they are installed."""
     found = [
         Competitor("octo", _octo, is_ours=True),
         Competitor("octo, in place", _octo_in_place, is_ours=True),
@@ -44,11 +44,11 @@ def for_logits(device: torch.device) -> list[Competitor]:
 
 
 def for_linear(device: torch.device) -> list[Competitor]:
-    """Those that take hidden states (tokens, hidden), a weight (vocabulary, hidden) and targets (tokens,)."""
+    """Competitors that take hidden states (tokens, hidden), a weight (vocabulary, hidden) and targets (tokens,)."""
     found = [Competitor("octo", _octo_linear, is_ours=True), Competitor("GEMM, log_softmax", _torch_linear)]
     if (utils := _openrlhf_utils()) is not None:
-        by_logits = _openrlhf(utils)
-        found.append(Competitor("GEMM, OpenRLHF", lambda h, w, t: by_logits(h @ w.t(), t)))
+        from_logits = _openrlhf(utils)
+        found.append(Competitor("GEMM, OpenRLHF", lambda h, w, t: from_logits(h @ w.t(), t)))
     if hasattr(torch.nn.functional, "linear_cross_entropy"):
         found.append(Competitor(f"torch linear CE{MEAN}", _torch_linear_cross_entropy))
     if device.type == "cuda":
@@ -101,9 +101,9 @@ def _openrlhf(utils: Any) -> Callable[..., Outputs]:
 
 
 def _openrlhf_utils() -> Any | None:
-    """OpenRLHF's own `models/utils.py`, by its path: its package imports Ray and flash-attn, which this needs not.
+    """OpenRLHF's `models/utils.py`, loaded from its path, because its package imports Ray and flash-attn.
 
-    The file names deepspeed at its top for something else; where that is not installed, an empty stand-in answers.
+    The file imports deepspeed for something that is not used here. An empty module replaces it if it is not installed.
     """
     package = importlib.util.find_spec("openrlhf")
     if package is None or not package.submodule_search_locations:
@@ -124,7 +124,7 @@ def _openrlhf_utils() -> Any | None:
 
 
 def _attribute(module: str, name: str) -> Callable[..., Any] | None:
-    """A function of a library that may not be installed."""
+    """A function of a library, or None if that is not installed."""
     try:
         found: Callable[..., Any] = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError):

@@ -14,29 +14,31 @@ import torch
 from megatron_octo.ops.bench.competitors import Competitor, Outputs
 
 ENTROPY_WEIGHT = 0.01
-"""Of the entropy beside the log-prob in what is differentiated: both losses at once, as PPO with an entropy bonus."""
+"""Weight of the entropy in the loss, which also holds the log-probs, as in PPO with an entropy bonus."""
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What a competitor took."""
+class Measurement:
+    """Time, memory and error of one competitor."""
 
     name: str
     is_ours: bool
     forward_ms: float
+    """Median."""
     both_ms: float
-    """Forward and backward; medians."""
+    """Median of forward and backward together."""
     extra_bytes: int
-    """Peak over forward and backward, beyond what was there before: gradients included."""
+    """Peak memory of forward and backward beyond the inputs, with the gradients of the inputs."""
     scratch_bytes: int
-    """The same without the gradients of the inputs, which every competitor has to hand out."""
+    """The same without the gradients of the inputs, which every competitor has to return."""
     log_prob_error: float
-    """Largest absolute difference to fp64."""
+    """Largest absolute difference from fp64, in nats."""
     entropy_error: float | None
+    """The same for the entropy; None if the competitor does not compute it."""
 
 
-def loss_of(outputs: Outputs) -> torch.Tensor:
-    """What is differentiated."""
+def scalar_loss(outputs: Outputs) -> torch.Tensor:
+    """The scalar that the backward pass starts from."""
     log_probs, entropy = outputs
     loss = log_probs.sum()
     return loss if entropy is None else loss + ENTROPY_WEIGHT * entropy.sum()
@@ -48,13 +50,16 @@ def measure(
     reference: Callable[..., tuple[torch.Tensor, torch.Tensor]],
     rounds: int,
     on_round: Callable[[], None],
-) -> list[Measured]:
-    """Measure all, in turns, on inputs that are the same bits.
+) -> list[Measurement]:
+    """Measure all competitors, in turns, on bit-identical inputs.
 
     Args:
-        make: inputs that require gradients, and the targets last.
-        reference: log-probs and entropy in fp64 from those inputs.
+        make: returns fresh inputs that require gradients, with the targets last.
+        reference: computes log-probs and entropy in fp64 from those inputs.
+        rounds: timed rounds of each competitor, after one untimed round.
+        on_round: called after each round of each competitor.
     """
+    # 1. Reference
     forward: dict[str, list[float]] = {c.name: [] for c in competitors}
     both: dict[str, list[float]] = {c.name: [] for c in competitors}
     extra, errors = {}, {}
@@ -62,10 +67,11 @@ def measure(
     gradients = sum(x.nbytes for x in inputs if x.requires_grad)
     exact = reference(*inputs)
     del inputs
-    for c in competitors:  # compiles, fills caches, and is measured for memory and error
+    # 2. Error and memory; this also warms up compilers and caches
+    for c in competitors:
         with torch.no_grad():
             log_probs, entropy = c.run(*make())
-        is_mean = bool(log_probs.stride(0) == 0)  # a competitor that gives the mean alone
+        is_mean = bool(log_probs.stride(0) == 0)  # a mean, expanded to the tokens
         wanted = exact[0].mean().expand_as(exact[0]) if is_mean else exact[0]
         entropy_error = None if entropy is None else float((entropy.double() - exact[1]).abs().max())
         errors[c.name] = (float((log_probs.double() - wanted).abs().max()), entropy_error)
@@ -73,6 +79,7 @@ def measure(
         inputs = make()
         extra[c.name] = peak_extra_bytes(partial(_backward, c, inputs))
         on_round()
+    # 3. Time
     for _ in range(rounds):
         for c in competitors:
             inputs = make()
@@ -81,7 +88,7 @@ def measure(
             both[c.name].append(_seconds(partial(_backward, c, inputs), inputs[0].device))
             on_round()
     return [
-        Measured(
+        Measurement(
             c.name,
             c.is_ours,
             1e3 * statistics.median(forward[c.name]),
@@ -95,12 +102,9 @@ def measure(
 
 
 def _backward(competitor: Competitor, inputs: tuple[torch.Tensor, ...]) -> None:
-    loss_of(competitor.run(*_worn(inputs))).backward()
-
-
-def _worn(inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-    """Views of the inputs: a leaf may not be overwritten, and logits never are leaves."""
-    return tuple(x.view_as(x) for x in inputs)
+    # Views, because in-place gradients cannot overwrite leaves, and in training logits are not leaves.
+    views = (x.view_as(x) for x in inputs)
+    scalar_loss(competitor.run(*views)).backward()
 
 
 def _seconds(work: Callable[[], object], device: torch.device) -> float:
@@ -118,7 +122,7 @@ def _seconds(work: Callable[[], object], device: torch.device) -> float:
 
 
 def peak_extra_bytes(work: Callable[[], object]) -> int:
-    """The most memory that work held beyond what was there before: of the GPU, or resident."""
+    """Peak memory of `work` beyond the memory in use before: GPU memory if there is a GPU, else resident memory."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
@@ -126,17 +130,17 @@ def peak_extra_bytes(work: Callable[[], object]) -> int:
         work()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
-    # what was freed and is kept for later would take what comes now, and not be seen
-    _give_back_freed_memory()
-    # the kernel's own mark of the most that was ever resident, set back to now (Documentation/filesystems/proc.rst)
+    # Memory that malloc has freed but not returned would be used again unseen.
+    _return_freed_memory()
+    # Reset the kernel's peak of resident memory to the current value (Documentation/filesystems/proc.rst).
     Path("/proc/self/clear_refs").write_text("5")
     before = _status("VmRSS")
     work()
     return max(0, _status("VmHWM") - before)
 
 
-def _give_back_freed_memory() -> None:
-    with contextlib.suppress(AttributeError, OSError):  # glibc's
+def _return_freed_memory() -> None:
+    with contextlib.suppress(AttributeError, OSError):  # malloc_trim is glibc's
         ctypes.CDLL(None).malloc_trim(0)
 
 
@@ -147,8 +151,8 @@ def _status(field: str) -> int:
     return 0
 
 
-def read_bandwidth(device: torch.device, megabytes: int = 512) -> float:
-    """Bytes a second that a sum over fp32 reads: what a row kernel can hope for. The best of ten."""
-    x = torch.ones(megabytes * 2**18, device=device)
+def read_bandwidth(device: torch.device) -> float:
+    """Read bandwidth of an fp32 sum over 512 MiB in bytes a second, best of ten: the upper bound for a row kernel."""
+    x = torch.ones(2**27, device=device)
     x.sum()
     return x.nbytes / min(_seconds(x.sum, device) for _ in range(10))

@@ -1,4 +1,4 @@
-"""A picture of the benchmark: time and extra memory, a panel a case."""
+"""Plot of the benchmark: bars for time and extra memory, one row of panels for each case."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ _OURS, _OTHERS = "#0072b2", "#9aa0a6"
 
 
 def draw(results: list[dict[str, Any]], path: Path) -> None:
-    """Bars for each competitor, the shortest best; ours in colour."""
+    """Write a bar chart of the results of `run_case`: one bar for each competitor, ours in colour."""
     figure, axes = pyplot.subplots(len(results), 2, figsize=(11, 1.2 + 2.4 * len(results)), squeeze=False)
     for row, result in zip(axes, results, strict=True):
         case, measured = result["case"], result["measured"][::-1]

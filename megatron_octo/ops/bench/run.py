@@ -1,4 +1,4 @@
-"""The benchmark of the token operators: a table on the terminal, JSON, and a plot."""
+"""The benchmark of the token operators: a table on the terminal, JSON and a plot."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -14,34 +14,39 @@ from rich.table import Table
 from megatron_octo.errors import OperatorError
 from megatron_octo.ops import kernels
 from megatron_octo.ops.bench.competitors import MEAN, for_linear, for_logits
-from megatron_octo.ops.bench.measure import Measured, measure, read_bandwidth
+from megatron_octo.ops.bench.measure import Measurement, measure, read_bandwidth
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 _REFERENCE_ROWS = 64
-"""Rows at a time in fp64."""
+"""Rows of the fp64 reference computed at a time."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """What is measured."""
+    """Form and sizes of one measurement."""
 
     form: str
     """`logits` or `linear`."""
     tokens: int
     vocabulary: int
     hidden: int
+    """Hidden size; used by `linear` only."""
     dtype: str
+    """A key of DTYPES."""
     rounds: int
 
 
 def run_case(case: Case, console: Console) -> dict[str, Any]:
-    """Measure one case on the GPU, or the CPU where there is none, and print its table.
+    """Measure one case, on the GPU if there is one, and print its table.
+
+    Returns:
+        The case, the device, and the measurements, ready for JSON.
 
     Raises:
-        OperatorError: a form or dtype that is not known.
+        OperatorError: unknown form or dtype.
     """
     if case.form not in ("logits", "linear") or case.dtype not in DTYPES:
-        raise OperatorError(f"{case}: form is logits or linear, dtype one of {', '.join(DTYPES)}")
+        raise OperatorError(f"{case}: form must be logits or linear, and dtype one of {', '.join(DTYPES)}")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     competitors = for_logits(device) if case.form == "logits" else for_linear(device)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -52,7 +57,7 @@ def run_case(case: Case, console: Console) -> dict[str, Any]:
         def make() -> tuple[torch.Tensor, ...]:
             return tuple(x.detach().clone().requires_grad_() if x.is_floating_point() else x for x in inputs)
 
-        measured = measure(competitors, make, _reference, case.rounds, lambda: progress.advance(task))
+        measurements = measure(competitors, make, _reference, case.rounds, lambda: progress.advance(task))
         bandwidth = read_bandwidth(device)
     result = {
         "case": asdict(case),
@@ -60,9 +65,9 @@ def run_case(case: Case, console: Console) -> dict[str, Any]:
         "compiled": kernels.is_compiled_for(inputs[0]),
         "torch": torch.__version__,
         "read_bandwidth": bandwidth,
-        "measured": [asdict(m) for m in measured],
+        "measured": [asdict(m) for m in measurements],
     }
-    _print(case, measured, result, console)
+    _print(case, measurements, result, console)
     return result
 
 
@@ -94,16 +99,16 @@ def _reference(*inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.cat(log_probs), torch.cat(entropies)
 
 
-def _print(case: Case, measured: list[Measured], result: dict[str, Any], console: Console) -> None:
+def _print(case: Case, measurements: list[Measurement], result: dict[str, Any], console: Console) -> None:
     size = f"{case.tokens} x {case.vocabulary:,}" + (f", hidden {case.hidden}" if case.form == "linear" else "")
     title = f"{case.form}, {size}, {case.dtype}: {result['device']}"
     table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
-    table.padding = (0, 1, 0, 0)  # eight columns are to fit into 80 characters
+    table.padding = (0, 1, 0, 0)  # eight columns must fit into 80 characters
     table.add_column("", no_wrap=True)
     for column in ("fwd, ms", "both", "x octo", "MB", "scratch", "error", "H error"):
         table.add_column(column, justify="right", no_wrap=True)
-    ours = next(m for m in measured if m.is_ours)
-    for m in measured:
+    ours = next(m for m in measurements if m.is_ours)
+    for m in measurements:
         table.add_row(
             m.name,
             f"{m.forward_ms:.1f}" if m.forward_ms >= 10 else f"{m.forward_ms:.3f}",
@@ -118,7 +123,8 @@ def _print(case: Case, measured: list[Measured], result: dict[str, Any], console
     note = (
         "MB: peak memory beyond the inputs; scratch: without their gradients; error: of log-prob and entropy, to fp64"
     )
-    console.print(note + ("; * gives the mean loss alone" if any(m.name.endswith(MEAN) for m in measured) else ""))
+    has_mean = any(m.name.endswith(MEAN) for m in measurements)
+    console.print(note + ("; * returns only the mean loss" if has_mean else ""))
     if case.form == "logits":
         read = case.tokens * case.vocabulary * DTYPES[case.dtype].itemsize
         share = read / (1e-3 * ours.forward_ms) / result["read_bandwidth"]
@@ -127,7 +133,7 @@ def _print(case: Case, measured: list[Measured], result: dict[str, Any], console
 
 
 def write(results: list[dict[str, Any]], json_path: Path | None, plot_path: Path | None) -> None:
-    """Keep the results as JSON and as a picture, where asked."""
+    """Write the results as JSON and as a plot, each if a path is given."""
     if json_path is not None:
         json_path.write_text(json.dumps(results, indent=2) + "\n")
     if plot_path is not None:
