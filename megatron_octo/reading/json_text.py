@@ -18,13 +18,13 @@ _SHOWN = 200
 
 
 def parse_json(text: str, where: str, error: type[OctoError], way_out: str = "copy it again") -> Any:
-    """The value of a JSON text. NaN and infinities, which JSON does not have, are refused.
+    """The value of a JSON text. NaN and infinities are refused, since JSON has none.
 
     Args:
         where: what the text is, for messages.
 
     Raises:
-        OctoError: of type `error`, where it is not JSON or beyond the limits of `check_value`.
+        OctoError: of type `error`, if it is not JSON or beyond the limits of `check_value`.
     """
     try:
         value = json.loads(text, parse_int=_integer, parse_float=_number, parse_constant=_constant)
@@ -54,7 +54,7 @@ def read_json_object(
         needs: keys that it must have.
 
     Raises:
-        OctoError: of type `error`, where it is not an object, or lacks a key.
+        OctoError: of type `error`, if it is not an object, or lacks a key.
     """
     value = read_json(path, error, way_out)
     if not isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Text files, read whole, up to a size."""
+"""Text files and paths, as users name them."""
 
 import stat
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 from megatron_octo.errors import OctoError
 
 MOST_BYTES = 64 << 20
-"""Largest file that is read whole where the caller names no limit of its own."""
+"""The largest file that is read, unless the caller has another limit."""
 
 
 def read_text(path: Path, error: type[OctoError], most_bytes: int = MOST_BYTES) -> str:
@@ -17,8 +17,7 @@ def read_text(path: Path, error: type[OctoError], most_bytes: int = MOST_BYTES) 
         most_bytes: a larger file is refused before it is read.
 
     Raises:
-        OctoError: of type `error`, where the file is missing, not a regular file, not readable, too large, or not
-            UTF-8.
+        OctoError: of type `error`, if the file is missing, not a regular file, not readable, too large, or not UTF-8.
     """
     try:
         status = path.stat()
@@ -42,13 +41,13 @@ def read_text(path: Path, error: type[OctoError], most_bytes: int = MOST_BYTES) 
 
 
 def expanded(path: str | Path, error: type[OctoError], key: str = "") -> Path:
-    """A path in which `~` and `~user` are the home folders that they stand for.
+    """A path with `~` and `~user` replaced by the home folders.
 
     Args:
-        key: the setting that holds it, for messages.
+        key: the setting that the path is from, for messages.
 
     Raises:
-        OctoError: of type `error`, where there is no such user.
+        OctoError: of type `error`, if there is no such user.
     """
     try:
         return Path(path).expanduser()
@@ -61,7 +60,7 @@ def expanded(path: str | Path, error: type[OctoError], key: str = "") -> Path:
 
 
 def shown_path(path: Path) -> str:
-    """A path for a message: shortened where it is very long, with what cannot be printed escaped."""
+    """A path for a message: shortened if it is very long, with unprintable characters escaped."""
     text = str(path)
     text = text if len(text) <= 200 else f"{text[:150]}...{text[-40:]}"
     return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")

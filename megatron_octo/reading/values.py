@@ -1,4 +1,4 @@
-"""Limits on plain values: what JSON and YAML give, before anything is made of it."""
+"""Limits on plain values, as JSON and YAML give them."""
 
 import math
 from typing import Any
@@ -11,11 +11,11 @@ LARGEST_INTEGER = 2**63 - 1
 
 
 def check_value(value: Any, where: str, error: type[OctoError], most_values: int = MOST_VALUES) -> None:
-    """Refuse what no file of ours holds, and what breaks code further down.
+    """Refuse values that no file of ours contains, and that would break code further down.
 
     Raises:
-        OctoError: of type `error`, at nesting deeper than MOST_DEPTH, more than `most_values` values, an integer beyond
-            64 bits, a number that is not finite, a NUL, or text that is not Unicode (a lone surrogate).
+        OctoError: of type `error`, for nesting deeper than MOST_DEPTH, more than `most_values` values, an integer
+            beyond 64 bits, a number that is not finite, a NUL, or text that is not Unicode (a lone surrogate).
     """
     count = 0
     left: list[tuple[Any, int]] = [(value, 1)]

@@ -36,7 +36,7 @@ def parse_yaml(text: str, where: str, error: type[OctoError]) -> Any:
         where: what the text is, for messages.
 
     Raises:
-        OctoError: of type `error`, where it is not YAML, longer than MOST_CHARACTERS, nested deeper than MOST_DEPTH,
+        OctoError: of type `error`, if it is not YAML, longer than MOST_CHARACTERS, nested deeper than MOST_DEPTH,
             expands to more than MOST_NODES nodes, has a key twice, a number with a leading zero or an alias inside its
             own anchor, or contains what `check_value` refuses.
     """

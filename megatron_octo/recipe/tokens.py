@@ -15,7 +15,7 @@ def parse_tokens(value: Any) -> int:
     """Read a token count: an integer, or text with a decimal K, M, B or T (powers of 1000).
 
     Raises:
-        ValueError: not such a count, not a whole number of tokens, or not positive.
+        ValueError: it is something else, not a whole number of tokens, or not above 0.
     """
     if isinstance(value, bool) or not isinstance(value, int | str):
         raise ValueError(f"{value!r} is not a token count; write a whole number or e.g. 200B, 1.5M, 300K")
@@ -37,7 +37,7 @@ def parse_tokens(value: Any) -> int:
 
 
 def format_tokens(tokens: int) -> str:
-    """Write a token count shortly: 200000000000 -> `200B`, 4194304 -> `4.19M`."""
+    """A token count in four digits and a unit: 200000000000 -> `200B`, 4194304 -> `4.194M`."""
     for unit in ("T", "B", "M", "K"):
         scale = _SCALE[unit]
         if tokens >= scale:

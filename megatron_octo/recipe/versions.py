@@ -1,8 +1,8 @@
-"""Settings in their first form, so that a run can be resumed after keys were added to recipes, or removed.
+"""Settings in their first form: a run can resume after keys were added to recipes, or removed.
 
-A run's settings are stored, or hashed, with the keys of the time it began. A key that was added since, and has its old
-value, makes no difference to what is trained; nor does a key that was removed and had only one value. In the first form
-added keys are left out, and retired ones put back.
+The settings of a run are stored, or hashed, with the keys of the time it began. A key that was added since changes
+nothing as long as its value means what was done before; nor does a key that was removed and had only one value. The
+first form leaves added keys out and puts retired ones back.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,18 +19,18 @@ class KeyChange:
     """Dotted; `*` stands for every key of a mapping (`stages.*.warmup`)."""
     kind: Literal["added", "retired"]
     value: Any
-    """Of an added key: what was done before it was there. Of a retired one: the only value it had."""
+    """For an added key, the value that means what was done before. For a retired one, the only value it had."""
     where: tuple[str, Any] | None = None
-    """Only in mappings in which this key has this value (`("kind", "file")`)."""
+    """The change applies only to mappings in which this key has this value, such as `("kind", "file")`."""
 
 
 TRAINING_CHANGES: tuple[KeyChange, ...] = ()
-"""Since e9c0304, of what `decisive_settings` gives."""
+"""Changes since e9c0304 to the settings that decide what a stage trains."""
 RL_CHANGES: tuple[KeyChange, ...] = (
     KeyChange("rl.*.answer_after", "added", None, where=("kind", "file")),
     KeyChange("rl.*.chat", "added", False, where=("kind", "file")),
 )
-"""Since e9c0304, of a recipe's `rl` section."""
+"""Changes since e9c0304 to a recipe's `rl` section."""
 
 
 def in_first_form(settings: dict[str, Any], changes: Sequence[KeyChange]) -> dict[str, Any]:
