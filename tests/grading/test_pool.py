@@ -17,7 +17,7 @@ from megatron_octo.errors import RuntimeSetupError
 from megatron_octo.grading import Graders, Verdict
 from megatron_octo.grading.boxes import last_boxed
 from megatron_octo.grading.compare import same_text
-from tests.support import SHARED
+from tests.support import ROOT, SHARED
 
 
 @pytest.fixture(scope="module")
@@ -152,6 +152,17 @@ def test_a_verdict_says_what_was_extracted_and_which_rule_decided(graders):
     assert graders.grade("\\boxed{3+4-2}", "5") == Verdict(False, "3+4-2", "value", marks=("unevaluated",))
     assert graders.grade("four", "4") == Verdict(False, None, "no box")
     assert graders.grade("\\boxed{x+1}", "x+2") == Verdict(False, "x+1", "value")
+
+
+def test_the_example_of_the_page_is_true():
+    """docs/grading.md: every line of its first example says what it gives, after the #."""
+    code = (ROOT / "docs/grading.md").read_text().split("```python\n")[1].split("```")[0]
+    names = {}
+    exec(code, names)
+    said = [line.split("#")[0].strip() for line in code.splitlines() if line.startswith("verdict.")]
+    found = [eval(expression, names) for expression in said]
+    assert said == [f"verdict.{name}" for name in ("is_right", "has_answer", "timed_out", "answer", "rule", "marks")]
+    assert found == [True, True, False, r"\frac{1}{2}", "number", ()]
 
 
 def test_a_copy_of_the_question_is_wrong_where_the_question_is_given(graders):
