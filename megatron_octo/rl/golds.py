@@ -38,7 +38,7 @@ def read_gold(row: Any, field: str, answer_after: str | None) -> str:
     final = final_answer(text)
     # a long worked solution passes here; `check_gold` refuses it with a message that says the way out
     if not parses(text) and final is None:
-        raise BadRow(f"field {field!r} is longer than {MAX_CHARACTERS} characters, which nothing is compared with")
+        raise BadRow(f"field {field!r} is longer than {MAX_CHARACTERS} characters, the most that are compared")
     return text
 
 
@@ -55,14 +55,14 @@ def check_gold(gold: str, field: str, compare: Compare) -> None:
     if final is None:
         boxed = extract_answer(f"\\boxed{{{gold}}}")
         if parses(gold) and (boxed is None or not same_text(boxed, gold)):
-            raise BadRow(f"field {field!r} is no answer that a box can hold: braces do not balance, or it says nothing")
+            raise BadRow(f"field {field!r} cannot be an answer in a box: its braces do not balance, or it is empty")
         return
     if GSM8K_MARK not in gold and parses(gold):
         quick = decide_quickly(final, gold)
         if quick.is_right if quick is not None else compare(final, gold):
             return
     way_out = f"set answer_after: '{GSM8K_MARK}'" if GSM8K_MARK in gold else "name a field that holds the answer alone"
-    raise BadRow(f"field {field!r} is a worked solution, to which its own answer is not equal; {way_out}")
+    raise BadRow(f"field {field!r} is a worked solution, which does not equal its own answer; {way_out}")
 
 
 def final_answer(gold: str) -> str | None:
@@ -84,7 +84,7 @@ def _as_text(value: Any, field: str) -> str:
         text = repr(value).removesuffix(".0")
         if text.lstrip("-").replace(".", "", 1).isdigit() and len(text.lstrip("-").replace(".", "")) <= _MOST_DIGITS:
             return text
-        raise BadRow(f"field {field!r} is a number that is no plain short one; write it as text")
+        raise BadRow(f"field {field!r} is a number with too many digits; write it as text")
     if isinstance(value, dict | list) or value is None or isinstance(value, bool | int):
         raise BadRow(f"field {field!r} is {json_kind(value)}, not text")
     raise BadRow(f"field {field!r} is {shortened(type(value).__name__, 40)}, not text")
