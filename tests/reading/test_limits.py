@@ -12,7 +12,7 @@ from megatron_octo.errors import DataError, RecipeError
 from megatron_octo.reading.json_text import parse_json, read_json_object, read_record
 from megatron_octo.reading.text import expanded, read_text
 from megatron_octo.reading.values import MOST_DEPTH
-from megatron_octo.reading.yaml_text import parse_yaml
+from megatron_octo.reading.yaml_text import dump_yaml, parse_yaml
 from megatron_octo.runtime.recorded_files import RecordedFile
 
 FUZZ = settings(max_examples=300, deadline=2000, suppress_health_check=[HealthCheck.too_slow])
@@ -65,7 +65,15 @@ def test_json(text: str, message: str) -> None:
         ("? [a, b]\n: 1", "cannot be a key"),
         ("? {a: 1}\n: 1", "cannot be a key"),
         ("- a\n- &b\n- *c", "not YAML"),
-        ("a: 1\na: 2", "written twice"),
+        ("a: 1\na: 2", "'a' is written twice (line 2); keep one of them"),
+        ("b: {a: 1, 'a': 2}", "'a' is written twice (line 1)"),
+        ("1: a\n0x1: b", "a key is written twice"),
+        ("a: &b [1, 2]\n*b : c", "a list or mapping cannot be a key (line 2)"),
+        ("a: &b {c: 1}\nd: {<<: *b}", "<< is not merged here (line 2); write the keys out"),
+        ("a: 1\nb: 010", "010 is octal in YAML 1.1 and decimal in YAML 1.2 (line 2); leave the leading zero out"),
+        ("a: -007", "leading zero"),
+        ("a: !!omap [b: 1, b: 2]", "holds a value that YAML cannot read"),
+        ("a: b: c", "line 1"),
     ],
 )
 def test_yaml(text: str, message: str) -> None:
@@ -78,6 +86,36 @@ def test_yaml_that_is_right() -> None:
     assert parse_yaml("a: &x {b: 5e-5}\nc: *x\nd: [1, ~, true]", "here", RecipeError) == {
         "a": {"b": 5e-5}, "c": {"b": 5e-5}, "d": [1, None, True],
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("written", "value"),
+    [
+        ("5e-5", 5e-5), ("-1e6", -1e6), ("1.5", 1.5), (".5", 0.5), ("0.5", 0.5), ("1_000_000", 1_000_000), ("0", 0),
+        ("0o17", 15), ("0x1F", 31), ("'010'", "010"), ("12:30", "12:30"), ("1.2.3", "1.2.3"),
+        ("true", True), ("False", False), ("yes", "yes"), ("No", "No"), ("on", "on"), ("y", "y"),
+        ("~", None), ("", None),
+    ],
+)  # fmt: skip
+def test_scalars_are_those_of_yaml_1_2(written: str, value: object) -> None:
+    """But for numbers with underscores, which are text there."""
+    read = parse_yaml(f"a: {written}", "here", RecipeError)["a"]
+    assert read == value and type(read) is type(value)
+
+
+TEXTS = (
+    "", " x ", "a: b", "# x", "a\nb", "- a", "'", '"', "\\", "\t", "{", "é✓😀", "\u2028", "x" * 200 + " " + "y" * 100,
+    "yes", "no", "on", "y", "true", "null", "~", "<<", "=", "1e5", "5e-5", "+.5e3", "-1e5", "1_0e1", "1.5E+3", "1.",
+    ".5", "0", "-1", "010", "0_1", "0o17", "0o", "0x1f", "0b1", "1_000", "12:30", "2024-01-01", ".inf", ".nan", "+",
+    ".", "1e",
+)  # fmt: skip
+
+
+def test_what_is_written_is_read_back() -> None:
+    value = {"texts": list(TEXTS), "numbers": [1e-5, 1e300, 5.0, -1e-8, 1e16, 0.1, 10**18, 0, -7], "more": [True, None]}
+    text = dump_yaml(value)
+    assert parse_yaml(text, "here", RecipeError) == value
+    assert dump_yaml(parse_yaml(text, "here", RecipeError)) == text
 
 
 def test_home_folders(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,7 +46,7 @@ def test_overrides_reach_any_depth_and_read_yaml_values() -> None:
         "tiny",
         [
             "seed=7",
-            "train.learning_rate=5e-4",  # YAML 1.1 alone would read text
+            "train.learning_rate=5e-4",
             "train.optimizer.beta2=0.99",
             "stages.stable.tokens=1_000_000",
             "train.logging={tensorboard: false}",
@@ -61,6 +61,12 @@ def test_overrides_reach_any_depth_and_read_yaml_values() -> None:
     assert recipe.train.logging.tensorboard is False
     assert recipe.parallel.pipeline == 1
     assert recipe.description == "a = b"
+
+
+def test_yes_and_no_mean_what_the_key_takes() -> None:
+    recipe = load_recipe("tiny", ["train.logging.tensorboard=no", "train.checkpointing.asynchronous=yes", "name=no"])
+    assert not recipe.train.logging.tensorboard and recipe.train.checkpointing.asynchronous
+    assert recipe.name == "no"
 
 
 def test_the_last_override_wins() -> None:
