@@ -121,9 +121,8 @@ def _window_of_branches(branches: list[Curve]) -> tuple[float, float]:
 def _right_margin(figure: Figure, labelled: list[Curve]) -> float:
     """The right edge of the frames, as a fraction of the figure, that leaves room for the longest label."""
     longest = max((len(curve.stage) for curve in labelled), default=0) + len("  0.000")
-    return max(
-        0.6, 0.985 - (0.1 + 0.083 * longest) / figure.get_figwidth()
-    )  # a letter of 10.5 points is 0.08 inches wide
+    # A letter of 10.5 points is about 0.08 inches wide.
+    return max(0.6, 0.985 - (0.1 + 0.083 * longest) / figure.get_figwidth())
 
 
 def _write_labels(whole: Axes, zoom: Axes, curves: list[Curve], branches: list[Curve]) -> None:

@@ -1,4 +1,4 @@
-"""What the pictures are drawn with: curves of stages on axes, their labels, and saving a figure."""
+"""Parts of the pictures: curves of stages on axes, their labels, and saving a figure."""
 
 import io
 from collections.abc import Sequence
