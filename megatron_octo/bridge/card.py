@@ -150,7 +150,7 @@ def _stages(settings: Settings, manifest: CheckpointManifest) -> list[str]:
         budget = mark if mark is not None else stage.tokens
         tokens = -(-budget // per_step) * per_step if child is not None else manifest.stage_tokens
         schedule = stage.learning_rate
-        peak = schedule.peak or train.learning_rate
+        peak = stage.peak_learning_rate(train)
         decay = f" to {peak * schedule.floor:g}, {schedule.shape}" if schedule.shape != "constant" else ""
         mixture = ", ".join(f"{source} {weight:g}" for source, weight in stage.mixture.items())
         parent = stage.parent.stage if stage.parent.stage != BASE else "the start"

@@ -138,13 +138,14 @@ def _architecture_problems(architecture: Architecture, key: str, layout: Paralle
 
 def _split_problems(recipe: Recipe, key: str, layout: Parallel) -> Iterator[Problem]:
     """A sequence that cannot be split over tensor or context ranks."""
-    length = recipe.train.sequence_length
-    if layout.sequence and length % layout.tensor:
-        why = f"does not divide train.sequence_length {length}"
-        yield Problem(f"{key}.tensor", layout.tensor, why, "choose a divisor")
-    if layout.context > 1 and length % (2 * layout.context):
+    length, context = recipe.train.sequence_length, layout.context
+    if context > 1 and length % (2 * context):
         why = f"twice it does not divide train.sequence_length {length}"
-        yield Problem(f"{key}.context", layout.context, why, "choose a divisor")
+        yield Problem(f"{key}.context", context, why, "choose a divisor")
+    elif layout.sequence and (length // context) % layout.tensor:
+        part = f" / {key}.context {context}" if context > 1 else ""
+        why = f"does not divide train.sequence_length {length}{part}"
+        yield Problem(f"{key}.tensor", layout.tensor, why, "choose a divisor")
 
 
 def _precision_problems(recipe: Recipe, key: str, layout: Parallel) -> Iterator[Problem]:

@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
 
 from megatron_octo.recipe.base import Name, Problem, Section
 from megatron_octo.recipe.tokens import Tokens, parse_tokens
-from megatron_octo.recipe.train import Parallel, TrainSection
+from megatron_octo.recipe.train import Parallel
 
 BASE = "base"
 """The parent of a stage that starts from the recipe's base model."""
@@ -48,6 +48,13 @@ class Schedule(Section):
     """Tokens over which the rate rises linearly from 0. The paper has no warm-up."""
 
 
+class _WithLearningRate(Protocol):
+    """A recipe's `train` section, or what a checkpoint recorded of it."""
+
+    @property
+    def learning_rate(self) -> float: ...
+
+
 class Stage(Section):
     """One node of the tree of stages."""
 
@@ -60,7 +67,7 @@ class Stage(Section):
     """None: the recipe's layout."""
     description: str = ""
 
-    def peak_learning_rate(self, train: TrainSection) -> float:
+    def peak_learning_rate(self, train: _WithLearningRate) -> float:
         """The highest rate of the stage: its own peak, or else `train.learning_rate`."""
         return self.learning_rate.peak or train.learning_rate
 

@@ -27,7 +27,8 @@ def question_answer_parts(template: str) -> list[str]:
     """
     parts = _PLACES.split(template)
     if sorted(parts[1::2]) != ["{answer}", "{question}"]:
-        raise ValueError("it must hold {question} and {answer} once each; e.g. 'Question:{question}\\nAnswer:{answer}'")
+        example = SIMPLE_QUESTION + "{answer}"
+        raise ValueError(f"it must hold {{question}} and {{answer}} once each; e.g. {example!r}")
     return parts
 
 

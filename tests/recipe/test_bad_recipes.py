@@ -93,6 +93,14 @@ BAD = {
         ["parallel={context: 3}"],
         ["parallel.context = 3", "train.sequence_length 128", "choose a divisor"],
     ),
+    "sequence over tensor": (
+        ["parallel={tensor: 4, sequence: true}", "train.sequence_length=126"],
+        ["parallel.tensor = 4", "does not divide train.sequence_length 126;", "choose a divisor"],
+    ),
+    "sequence over context and tensor": (
+        ["parallel={tensor: 4, sequence: true, context: 2}", "train.sequence_length=124", "train.precision=bf16"],
+        ["parallel.tensor = 4", "does not divide train.sequence_length 124 / parallel.context 2;", "choose a divisor"],
+    ),
     "warmup": (
         ["stages.stable.learning_rate.warmup=2M"],
         ["stages.stable.learning_rate.warmup = 2000000", "2000000 tokens", "shorten it"],
