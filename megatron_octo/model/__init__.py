@@ -1,1 +1,1 @@
-"""A Hugging Face configuration to a Megatron-Core GPTModel: shapes, layer specs, precision, first weights."""
+"""From an architecture to a Megatron-Core GPTModel: configuration, layer specs, precision, random initialization."""

@@ -10,7 +10,7 @@ from megatron_octo.errors import ModelError
 
 
 class SdpaCoreAttention(torch.nn.Module):
-    """Drop-in for Megatron's DotProductAttention, which is unfused and wants a dense s x s mask."""
+    """Replacement for Megatron's DotProductAttention, which is unfused and needs a dense s x s mask."""
 
     def __init__(
         self,
@@ -26,7 +26,7 @@ class SdpaCoreAttention(torch.nn.Module):
         super().__init__()
         del layer_number, attention_type, attention_dropout, cp_comm_type, pg_collection
         if attn_mask_type != AttnMaskType.causal:
-            raise ModelError(f"attention mask {attn_mask_type}: only causal attention is built here")
+            raise ModelError(f"attention mask {attn_mask_type}: only causal attention is supported here")
         if config.context_parallel_size > 1:
             raise ModelError("parallel.context > 1 needs Transformer Engine, which is not installed; set it to 1")
         self.softmax_scale = softmax_scale
@@ -50,6 +50,9 @@ class SdpaCoreAttention(torch.nn.Module):
 
         Returns:
             (sequence, batch, heads * head_dim).
+
+        Raises:
+            ModelError: a mask, a bias or packed sequences are given.
         """
         if attention_mask is not None or attention_bias is not None or packed_seq_params is not None:
             raise ModelError("attention masks, biases and packed sequences need Transformer Engine's attention")

@@ -13,7 +13,7 @@ from megatron_octo.recipe.train import TrainSection
 def build_model(
     architecture: Architecture, train: TrainSection, layout: Parallel, device: torch.device
 ) -> list[GPTModelWithLoss]:
-    """This rank's GPTModel chunks: one, or one a virtual pipeline stage. Weights are not set yet.
+    """This rank's GPTModel chunks: one, or one for each virtual pipeline stage. Their weights are not final yet.
 
     Process groups must have been started with the same layout.
     """

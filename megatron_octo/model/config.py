@@ -1,12 +1,12 @@
-"""An architecture and a layout to Megatron-Core's TransformerConfig."""
+"""Megatron-Core's TransformerConfig of an architecture under a layout."""
 
 from typing import Any
 
 import torch.nn.functional as F
 from megatron.core.transformer import TransformerConfig
 
+from megatron_octo.errors import ModelError
 from megatron_octo.model.precision import precision_fields
-from megatron_octo.model.rope import check_expressible
 from megatron_octo.recipe import Architecture, Parallel
 from megatron_octo.recipe.train import TrainSection
 from megatron_octo.runtime.device import on_cpu
@@ -15,8 +15,8 @@ from megatron_octo.runtime.device import on_cpu
 def padded_vocab_size(vocab_size: int, tensor: int) -> int:
     """Vocabulary rounded up to a multiple of the tensor-parallel size, and no further.
 
-    Megatron-LM pads to 128 x TP and lets the padded rows join the softmax, so that its loss changes with the layout;
-    here they are as few as can be, and GPTModelWithLoss leaves them out.
+    Megatron-LM pads to a multiple of 128 x TP and includes the padding in the softmax, so that its loss depends on the
+    layout. Here there is as little padding as possible, and GPTModelWithLoss masks it.
     """
     return -(-vocab_size // tensor) * tensor
 
@@ -24,13 +24,13 @@ def padded_vocab_size(vocab_size: int, tensor: int) -> int:
 def transformer_config(architecture: Architecture, train: TrainSection, layout: Parallel) -> TransformerConfig:
     """The TransformerConfig of a model under a layout.
 
-    Megatron draws first weights by itself, as its parameters get their tensor-parallel attributes there; what a stage
-    really starts from is put over them.
+    Megatron initializes the weights itself, since that also sets the tensor-parallel attributes of its parameters. The
+    weights that a stage really starts from replace them.
 
     Raises:
-        ModelError: RoPE parameters that Megatron-Core cannot express, or FP8 with no CUDA device.
+        ModelError: RoPE parameters that Megatron-Core cannot compute, or FP8 without a CUDA device.
     """
-    check_expressible(architecture)
+    _check_rope(architecture)
     cpu = on_cpu()
     fields: dict[str, Any] = {
         "num_layers": architecture.num_hidden_layers,
@@ -55,9 +55,9 @@ def transformer_config(architecture: Architecture, train: TrainSection, layout: 
         "context_parallel_size": layout.context,
         "sequence_parallel": layout.sequence,
         "deallocate_pipeline_outputs": True,
-        # Interleaved, a batch of transfers between the same two ranks would match activations with gradients by
-        # order alone (seen at pipeline 2 on gloo: training without an error, to nowhere); one by one they have
-        # groups of their own. Overlapping them relies on CUDA streams: gloo sends from memory that is freed.
+        # in an interleaved pipeline, batched transfers between the same two ranks are matched by order alone, and
+        # activations can be taken for gradients (seen at pipeline 2 on gloo: no error, and no learning); unbatched
+        # transfers use separate groups. Overlapping them relies on CUDA streams: gloo would send from freed memory
         "batch_p2p_comm": layout.virtual_pipeline is None,
         "overlap_p2p_comm": layout.virtual_pipeline is not None and not cpu,
         "persist_layer_norm": False,
@@ -72,6 +72,13 @@ def transformer_config(architecture: Architecture, train: TrainSection, layout: 
     fields |= precision_fields(train)
     fields |= _recompute_fields(train.recompute)
     return TransformerConfig(**fields)
+
+
+def _check_rope(architecture: Architecture) -> None:
+    """Refuse RoPE that Megatron-Core would silently compute differently. A recipe was checked; a manifest was not."""
+    scaling = architecture.rope_scaling
+    if scaling is not None and (problems := list(scaling.all_problems("model.architecture.rope_scaling"))):
+        raise ModelError("; ".join(str(problem) for problem in problems))
 
 
 def _recompute_fields(recompute: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Random first weights that do not depend on the layout."""
+"""Random initial weights that do not depend on the layout."""
 
 import hashlib
 import math
@@ -10,8 +10,8 @@ from megatron.core import parallel_state
 from megatron_octo.model.gpt import GPTModelWithLoss
 
 _LAYER = re.compile(r"^decoder\.layers\.(\d+)\.")
-# Each residual branch adds its output to the stream, 2 a layer; scaling them keeps the stream's variance at
-# depth (GPT-2, and Megatron's scaled_init_method_normal).
+# two residual branches per layer add their outputs to the residual stream; scaling them down keeps its variance
+# constant over the depth (GPT-2, and Megatron's scaled_init_method_normal)
 _RESIDUAL_OUTPUTS = ("self_attention.linear_proj.weight", "mlp.linear_fc2.weight")
 
 _VOCABULARY = ("word_embeddings.weight", "output_layer.weight")
@@ -19,10 +19,10 @@ _VOCABULARY = ("word_embeddings.weight", "output_layer.weight")
 
 @torch.no_grad()
 def initialize_random(chunks: list[GPTModelWithLoss], seed: int) -> None:
-    """Fill the weights: normal with the configured deviation; norms one, biases zero.
+    """Fill the weights: normal with the configured standard deviation; norms one, biases zero.
 
     Each tensor is drawn whole on the CPU from a generator seeded by (seed, its global name), and this rank keeps its
-    slice, so every tensor, pipeline and data layout starts from the same model.
+    slice, so the model is the same at every layout.
     """
     for chunk in chunks:
         for name, parameter in chunk.named_parameters():
@@ -30,7 +30,7 @@ def initialize_random(chunks: list[GPTModelWithLoss], seed: int) -> None:
 
 
 def _global_name(chunk: GPTModelWithLoss, name: str) -> str:
-    """The parameter's name with the layer's number in the whole model instead of in this chunk."""
+    """The parameter's name, with the layer's number in the whole model instead of in this chunk."""
     match = _LAYER.match(name)
     if match is None:
         # the tied copy of the embedding on the last pipeline rank is the embedding
@@ -42,7 +42,7 @@ def _global_name(chunk: GPTModelWithLoss, name: str) -> str:
 
 
 def _draw(name: str, parameter: torch.Tensor, chunk: GPTModelWithLoss, seed: int) -> torch.Tensor:
-    """The whole tensor, of the shape it has without tensor parallelism."""
+    """The whole tensor, in its shape without tensor parallelism."""
     shape = list(parameter.shape)
     if getattr(parameter, "tensor_model_parallel", False):
         dim = parameter.partition_dim  # type: ignore[attr-defined]
@@ -73,7 +73,7 @@ def _slice(name: str, whole: torch.Tensor, parameter: torch.Tensor) -> torch.Ten
         parallel_state.get_tensor_model_parallel_world_size(),
     )
     if name.endswith("linear_fc1.weight"):
-        # gate and up projections stand one above the other on every rank, so each is cut by itself
+        # every rank holds rows of the gate, then rows of the up projection, so each half is split separately
         return torch.cat([half.chunk(size, dim)[rank] for half in whole.chunk(2, dim)], dim)
     part: torch.Tensor = whole.chunk(size, dim)[rank]
     return part

@@ -10,8 +10,8 @@ from megatron.core.transformer.mlp import MLP
 class _SwiGlu(torch.autograd.Function):
     """silu(gate) * up, whose backward writes both halves of one tensor.
 
-    Left to autograd, the gradient of the two halves is made apart and then copied together: a tenth of a step on the
-    CPU at `tiny`'s shape.
+    Autograd would make the gradients of the two halves separately and then copy them together, which takes a tenth of a
+    training step of `tiny` on the CPU.
     """
 
     @staticmethod
@@ -47,12 +47,12 @@ def swiglu(gate_up: torch.Tensor) -> torch.Tensor:
 
 
 class SwiGluMLP(MLP):
-    """Megatron's MLP, its parameters and sharding unchanged; only the activation is computed here."""
+    """Megatron's MLP with its parameters and sharding; only the activation is computed differently."""
 
     def forward(
         self, hidden_states: torch.Tensor, per_token_scale: torch.Tensor | None = None, **_: Any
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """(sequence, batch, hidden) to the same shape, and no bias."""
+        """From (sequence, batch, hidden) to the same shape; the second value is the bias, which is None."""
         del per_token_scale
         gate_up, _bias = self.linear_fc1(hidden_states)
         output, output_bias = self.linear_fc2(swiglu(gate_up))

@@ -7,9 +7,9 @@ from megatron.core.transformer import TransformerConfig
 
 
 class _RmsNorm(torch.autograd.Function):
-    """x / sqrt(mean(x^2) + eps) * weight, in fp32 inside.
+    """x / sqrt(mean(x^2) + eps) * weight, computed in fp32.
 
-    torch composes its RMSNorm of a dozen operations on the CPU, and autograd twice as many of its backward.
+    On the CPU, torch composes RMSNorm of a dozen operations, and autograd twice as many for its backward.
     """
 
     @staticmethod
@@ -29,7 +29,7 @@ class _RmsNorm(torch.autograd.Function):
         grad = grads[0].to(normal.dtype)
         product = grad * normal
         grad_weight_H = product.flatten(0, -2).sum(0)
-        # the part along x takes no share: the norm undoes it
+        # the component along x has no gradient: the norm cancels it
         along = (product @ weight_H.to(product.dtype)).div_(x.size(-1)).unsqueeze(-1)
         grad_x = torch.addcmul(grad * weight_H, normal, along, value=-1).mul_(scale)
         return grad_x.to(x.dtype), grad_weight_H.to(weight_H.dtype), None
@@ -53,8 +53,8 @@ def rms_norm(x: torch.Tensor, weight_H: torch.Tensor, eps: float) -> torch.Tenso
 class RMSNorm(torch.nn.RMSNorm):
     """torch's RMSNorm under Megatron's constructor.
 
-    Megatron's wrapper refuses sequence parallelism. All it takes is to mark the weight: each tensor rank then sees
-    its part of the sequence, and `finalize_model_grads` sums the marked gradients over the tensor group.
+    Megatron's wrapper refuses sequence parallelism, which only needs the weight to be marked: each tensor rank sees its
+    part of the sequence, and `finalize_model_grads` sums the gradients of marked weights over the tensor group.
     """
 
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: object) -> None:
@@ -63,6 +63,6 @@ class RMSNorm(torch.nn.RMSNorm):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """As `x`, (..., hidden)."""
-        if x.is_cuda:  # where torch has one kernel for it
+        if x.is_cuda:  # torch has a single kernel for it there
             return super().forward(x)
         return rms_norm(x, self.weight, float(self.eps or 0.0))

@@ -12,11 +12,11 @@ from megatron_octo.runtime.device import on_cpu
 def precision_fields(train: TrainSection) -> dict[str, Any]:
     """Fields of TransformerConfig for the recipe's `train.precision`.
 
-    FP8 is `hybrid` (E4M3 forward, E5M2 for gradients). The first and the last layer stay in BF16, except under the
-    `delayed` recipe, where Megatron-Core refuses that. Master weights, gradients and Adam's moments are fp32 always.
+    FP8 is `hybrid` (E4M3 forward, E5M2 for gradients). The first and the last layer stay in BF16, except with the
+    `delayed` recipe, for which Megatron-Core refuses it. Master weights, gradients and Adam's moments are always fp32.
 
     Raises:
-        ModelError: FP8 on a machine with no CUDA device.
+        ModelError: FP8 without a CUDA device.
     """
     if train.precision == "fp32":
         return {"params_dtype": torch.float32, "pipeline_dtype": torch.float32, "autocast_dtype": torch.float32}

@@ -1,4 +1,4 @@
-"""Rotary embedding of the local layer spec, as one autograd function, and the self-attention that uses it."""
+"""The rotary embedding (RoPE) of the local layer spec, as one autograd function, and the attention that uses it."""
 
 from functools import lru_cache
 from typing import Any
@@ -8,10 +8,10 @@ from megatron.core.transformer.attention import SelfAttention
 
 
 class _Rotate(torch.autograd.Function):
-    """Rotates pairs (x[i], x[i + half]) by an angle; backward by its negative.
+    """Rotates pairs (x[i], x[i + half]) by an angle; the backward rotates by the negative angle.
 
-    Megatron's own spelling concatenates a rotated copy, multiplies twice and concatenates again, and works out sines
-    and cosines in every layer: an eighth of a step on the CPU at `tiny`'s shape.
+    Megatron's implementation concatenates a rotated copy, multiplies twice, concatenates again, and computes sines and
+    cosines in every layer, which takes an eighth of a training step of `tiny` on the CPU.
     """
 
     @staticmethod
@@ -35,13 +35,13 @@ def _rotated(x_SBND: torch.Tensor, cos_S11R: torch.Tensor, sin_S11R: torch.Tenso
 
 @lru_cache(maxsize=8)
 def _cos_sin(angles_S11D: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    # by identity: Megatron keeps the angles of a sequence length, and gives the same tensor to every layer
+    # cached by identity: Megatron passes the same tensor of angles to every layer
     half = angles_S11D[..., : angles_S11D.size(-1) // 2]
     return half.cos().to(dtype), half.sin().to(dtype)
 
 
 def rotate(x_SBND: torch.Tensor, angles_S11D: torch.Tensor) -> torch.Tensor:
-    """Rotary embedding, halves not interleaved.
+    """Rotary embedding with non-interleaved halves.
 
     Args:
         x_SBND: (sequence, batch, heads, head_dim), any strides.
@@ -60,18 +60,18 @@ def rotate(x_SBND: torch.Tensor, angles_S11D: torch.Tensor) -> torch.Tensor:
 
 
 class RotarySelfAttention(SelfAttention):
-    """Megatron's self-attention, its parameters and sharding unchanged; only the rotation is computed here."""
+    """Megatron's self-attention with its parameters and sharding; only the rotation is computed differently."""
 
     def forward(
         self, hidden_states: torch.Tensor, *args: Any, rotary_pos_emb: torch.Tensor | None = None, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """(sequence, batch, hidden) to the same shape, and no bias."""
+        """From (sequence, batch, hidden) to the same shape; the second value is the bias, which is None."""
         self._angles_S11D = rotary_pos_emb
         output: tuple[torch.Tensor, torch.Tensor | None] = super().forward(hidden_states, *args, **kwargs)
         return output
 
     def get_query_key_value_tensors(self, *args: Any, **kwargs: Any) -> Any:
-        """Query and key rotated already, and value."""
+        """The rotated query and key, and the value."""
         query, key, value = super().get_query_key_value_tensors(*args, **kwargs)
         if (angles := self._angles_S11D) is None:
             return query, key, value

@@ -1,4 +1,4 @@
-"""Which modules a layer is made of: Transformer Engine's where it is installed, Megatron's own elsewhere."""
+"""The modules of a layer: Transformer Engine's if it is installed and there is a GPU, otherwise local ones."""
 
 from megatron.core.extensions.transformer_engine import HAVE_TE
 from megatron.core.models.gpt.gpt_layer_specs import (
@@ -17,15 +17,15 @@ from megatron_octo.runtime.device import on_cpu
 
 
 def uses_transformer_engine() -> bool:
-    """Whether layers are Transformer Engine's."""
+    """Whether layers use Transformer Engine."""
     return bool(HAVE_TE) and not on_cpu()
 
 
 def layer_spec(config: TransformerConfig, virtual_stage: int | None) -> ModuleSpec | TransformerBlockSubmodules:
-    """The spec of this pipeline rank's (or virtual stage's) part of the decoder."""
+    """The spec of this pipeline rank's part of the decoder, or of one of its virtual stages."""
     if uses_transformer_engine():
         return get_gpt_layer_with_transformer_engine_spec()
-    layer = get_gpt_layer_local_spec(normalization="LayerNorm")  # the norms are replaced just below
+    layer = get_gpt_layer_local_spec(normalization="LayerNorm")  # the norms are replaced below
     layer.submodules.input_layernorm = RMSNorm
     layer.submodules.pre_mlp_layernorm = RMSNorm
     layer.submodules.mlp.module = SwiGluMLP
