@@ -1,4 +1,4 @@
-"""An exported model answers through vLLM what it answers through transformers."""
+"""An exported model gives the same answers through vLLM as through transformers."""
 
 import json
 import shutil
@@ -72,7 +72,7 @@ def test_held_out_problems_are_answered_once_and_summed_up(exported):
     assert "remove it, to ask again" in refused.stderr
 
 
-def test_other_problems_are_asked_again(exported, tmp_path):
+def test_changed_problems_are_asked_again(exported, tmp_path):
     """The accuracy in the summary is of the problems that are there now."""
     folder = tmp_path / "copy"
     shutil.copytree(exported, folder)
@@ -88,6 +88,6 @@ def test_a_stage_that_is_not_exported(exported):
     assert told.returncode == 2 and "decay is not exported; run `octo export mini decay` first" in told.stderr
 
 
-def test_a_stage_that_is_not_done(exported):
+def test_a_stage_that_is_not_complete(exported):
     told = octo("export", str(MINI), "decay", *WIDER, cwd=exported, check=False)
     assert told.returncode == 2 and "decay is not complete" in told.stderr

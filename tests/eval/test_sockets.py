@@ -1,4 +1,4 @@
-"""What answers held-out problems listens to this machine alone."""
+"""The process that answers held-out problems listens on loopback alone."""
 
 import json
 import os

@@ -1,6 +1,6 @@
-r"""Cases by kind, both ways: answers that are the gold one in another notation, and answers that only look like it.
+r"""Cases by kind, both ways: answers that equal the gold in another notation, and answers that only look like it.
 
-cases.tsv: kind, answer (what stands in the box; `R:` begins a whole response), gold, right in the strict form.
+Columns of cases.tsv: kind, answer (in a box; `R:` begins a whole response), gold, whether it is right (strict form).
 """
 
 from pathlib import Path
@@ -26,7 +26,7 @@ def test_case(kind, answer, gold, right):
 
 
 @pytest.mark.parametrize(("kind", "answer", "gold", "right"), [case for case in CASES if case[0] == "evaluated"])
-def test_what_is_right_strictly_is_right_leniently(kind, answer, gold, right):
+def test_answers_that_are_right_strictly_are_right_leniently(kind, answer, gold, right):
     assert graded(answer, gold, "lenient") or right == "0"
 
 

@@ -1,4 +1,4 @@
-"""Whatever a model writes, extraction and comparison raise nothing and end soon; an answer is equal to itself."""
+"""Whatever a model writes, grading raises nothing and ends soon; an answer equals itself."""
 
 import time
 

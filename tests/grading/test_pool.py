@@ -1,4 +1,4 @@
-"""Grading: gold answers are right, others wrong, and nothing that stands in a box hangs it."""
+"""Grading: gold answers are right, others are wrong, and no answer hangs it."""
 
 import itertools
 import json

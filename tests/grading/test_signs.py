@@ -1,4 +1,4 @@
-"""No sign is ever left out: an answer of the other sign is wrong, in values, terms, tuples and lists."""
+"""Signs always count: an answer with another sign is wrong, in values, terms, tuples and lists."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""A model to reinforce: mini's stable stage, trained and exported once."""
+"""A model for RL: mini's stable stage, trained and exported once."""
 
 import shutil
 

@@ -1,4 +1,4 @@
-"""Runs of `octo rl` for tests: what they need, and what they leave."""
+"""Settings, waits and checks for tests that run `octo rl`."""
 
 import contextlib
 import time
@@ -22,7 +22,7 @@ needs_rl = pytest.mark.skipif(
 
 
 def processes_of(folder):
-    """Everything that Ray and vLLM started for a run."""
+    """Command lines of the processes that Ray and vLLM started for a run."""
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
@@ -32,7 +32,7 @@ def processes_of(folder):
 
 
 def gone(folder):
-    """Whether all of them end; the last few need moments to see that the others did."""
+    """Wait until all of them have ended. The last few need moments to notice that the others did."""
     end = time.monotonic() + 60
     while (left := processes_of(folder)) and time.monotonic() < end:
         time.sleep(0.5)
@@ -41,7 +41,7 @@ def gone(folder):
 
 
 def wait_for(path, process, log):
-    """Until a process has made a file; its log where it ends first."""
+    """Wait until a process has made a file; fail with its log if it ends first."""
     end = time.monotonic() + 400
     while not path.is_file():
         assert process.poll() is None and time.monotonic() < end, log.read_text()

@@ -38,7 +38,7 @@ def test_flags_are_words_alone_and_lists_are_spread():
     assert words == ["--a.on", "--b", "0.5", "5.0", "--c=3", "--d=-1e-05"]
 
 
-def test_what_has_no_name_passes_through():
+def test_options_without_a_key_pass_through():
     assert options(section(openrlhf={"actor.max_norm": 0.5}))["actor.max_norm"] == 0.5
 
 
@@ -128,7 +128,7 @@ def test_openrlhf_takes_every_option(algorithm):
         ({"help": True}, "unrecognized arguments: --help"),
     ],
 )
-def test_what_openrlhf_does_not_take_is_refused_before_ray_starts(extra, message):
+def test_options_that_openrlhf_does_not_take_are_refused(extra, message):
     with pytest.raises(RecipeError, match=re.escape(f"rl: OpenRLHF refuses its options: {message}")):
         check_command_line(command_line(options(section(openrlhf=extra))))
 

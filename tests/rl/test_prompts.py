@@ -1,4 +1,4 @@
-"""Problems for RL: read, checked, put into templates; and none that training or the held-out set has."""
+"""Prompts for RL: read, checked, put into templates; none is in the training text or held out."""
 
 import gzip
 import json
@@ -93,7 +93,7 @@ def test_any_form_of_file_that_sources_have(tmp_path):
 
 
 @pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85", "\x0b", "\x1e"])
-def test_what_str_splitlines_takes_for_a_line_end_is_none(tmp_path, separator):
+def test_line_ends_of_str_splitlines_do_not_split_rows(tmp_path, separator):
     if separator < " ":
         rows = [{"prompt": f"a{separator}b", "answer": "2"}]
         (tmp_path / "p.jsonl").write_text(json.dumps(rows[0]) + "\n" + json.dumps(rows[0]))
@@ -133,7 +133,7 @@ CHAT = [{"role": "user", "content": "1+1"}]
         ({"prompt": "1+1", "answer": "so " * 200 + "#### 2"}, "is a worked solution"),
     ],
 )
-def test_what_is_no_problem_or_no_answer_is_refused_by_row(tmp_path, row, reason):
+def test_rows_without_a_problem_or_an_answer_are_refused(tmp_path, row, reason):
     """../shared/cases/prompts-not-text and prompts-gsm8k-gold."""
     path = tmp_path / "p.jsonl"
     path.write_text("".join(json.dumps(each) + "\n" for each in [*SUMS, row]))

@@ -41,7 +41,7 @@ def test_a_resume_drops_the_steps_it_takes_again_and_a_torn_line(tmp_path):
     assert [r["step"] for r in read_records(path)] == [1, 2, 3]
 
 
-def test_nothing_before_the_first_step(tmp_path):
+def test_no_records_before_the_first_step(tmp_path):
     assert truncate_records(tmp_path / "metrics.jsonl", 0).kept == []
     with pytest.raises(FileNotFoundError):
         append_record(tmp_path / "absent" / "metrics.jsonl", record(1))
