@@ -49,7 +49,10 @@ def _no_rank(*_):
         (["stabel"], ["no stage 'stabel'", "did you mean 'stable'?"]),
         (["decay"], ["starts from 'stable' at step 20", "no complete checkpoint", "octo train mini stable"]),
         (["stable", "-s", "train.precision=fp8"], ["train.precision = fp8", "Hopper", "train.precision=bf16"]),
-        (["stable", "-s", "parallel.context=2"], ["parallel.context = 2", "Transformer Engine", "set it to 1"]),
+        (
+            ["stable", "-s", "parallel.context=2", "-s", "train.precision=bf16"],
+            ["parallel.context = 2", "Transformer Engine", "set it to 1"],
+        ),
         (
             ["stable", "-s", "parallel.data=3"],
             ["train.global_batch_size = 8", "micro_batch_size 2 x 3", "change one of the three"],
