@@ -172,7 +172,7 @@ def test_a_resume_at_a_layout_that_the_checkpoint_cannot_take(begun, refused, tm
 def test_a_checkpoint_manifest_that_is_damaged(begun, refused, tmp_path):
     shutil.copytree(begun / "runs", tmp_path / "runs")
     (tmp_path / "runs/mini/stages/stable/checkpoints/step-0000004/manifest.json").write_text("{}")
-    assert "not a checkpoint manifest" in refused(tmp_path, "stable")
+    assert "not a usable checkpoint manifest" in refused(tmp_path, "stable")
 
 
 def test_a_changed_order_is_accepted_when_told_so(begun, tmp_path):
