@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from megatron_octo.bridge.companions import run_of
 from megatron_octo.bridge.config import DTYPE_NAMES
 from megatron_octo.errors import CheckpointError
 from megatron_octo.reading.json_text import read_record
@@ -80,7 +79,7 @@ def lineage_of(checkpoint: Path) -> Lineage:
         CheckpointError: a manifest or lineage.json that cannot be read.
     """
     manifest = read_checkpoint_manifest(checkpoint) if (checkpoint / MANIFEST).is_file() else None
-    run = run_of(checkpoint)
+    run = RunFolder.containing(checkpoint)
     if run is None or manifest is None or not run.lineage(manifest.stage).is_file():
         return Lineage(checkpoint.name, manifest, None, {})
     settings = read_record(run.lineage(manifest.stage), _LineageFile, CheckpointError, _RESTORE).settings
@@ -92,7 +91,7 @@ _RESTORE = "restore it from a copy, or move it away for a model card without it"
 
 
 def _source(run: RunFolder, source: str) -> Source | None:
-    path = run.source(source) / "manifest.json"
+    path = run.source_manifest(source)
     return read_record(path, Source, CheckpointError, _RESTORE) if path.is_file() else None
 
 

@@ -115,22 +115,14 @@ def find_companions(checkpoint: Path, tokenizer: Path | None, config: Path | Non
         (tokenizer / name).is_file() for name in ("tokenizer.json", "tokenizer.model")
     ):
         raise ModelError(f"{tokenizer}: no tokenizer.json or tokenizer.model there; give the folder that has one")
-    run = run_of(checkpoint)
+    run = RunFolder.containing(checkpoint)
     if run is None:
         base = checkpoint / FOLDER if (checkpoint / FOLDER).is_dir() else config
         has_tokenizer = base is not None and any((base / name).is_file() for name in _TOKENIZER)
         return Companions(base, tokenizer or (base if has_tokenizer else None))
     base = run.base / FOLDER
-    prepared = run.tokenizer if (run.tokenizer / "tokenizer.json").is_file() else None
+    prepared = run.tokenizer if run.tokenizer_file.is_file() else None
     return Companions(base if base.is_dir() else None, tokenizer or prepared)
-
-
-def run_of(checkpoint: Path) -> RunFolder | None:
-    """The run folder of a checkpoint at `<run>/stages/<stage>/checkpoints/step-...`; None for one that is elsewhere."""
-    parents = checkpoint.absolute().parents
-    if len(parents) > 3 and parents[2].name == "stages" and (parents[3] / "recipe.yaml").is_file():
-        return RunFolder(parents[3])
-    return None
 
 
 def write_companions(companions: Companions, folder: Path) -> None:

@@ -2,6 +2,10 @@
 
 A checkpoint of the format torch_dist is one of torch.distributed.checkpoint, written here through its storage classes,
 plus Megatron's `metadata.json` and `common.pt`.
+
+Reading is by hand, since the libraries' own readers are slower, need more memory, and unpickle. All tensors of a 1.0 GB
+checkpoint of 16 layers (page cache warm, one thread, median of five): 0.34 s and 201 MB here, 1.28 s and 465 MB by
+torch.distributed.checkpoint, 1.24 s and 465 MB (median of three) by Megatron's `dist_checkpointing.load`.
 """
 
 import io

@@ -74,7 +74,7 @@ class RunOptions:
         from megatron_octo.runtime.run_folder import RunFolder
 
         recipe = load_recipe(self.recipe, self.overrides)
-        return recipe, RunFolder.of(recipe, self.runs)
+        return recipe, RunFolder.for_recipe(recipe, self.runs)
 
 
 def run_options(function: Callable[Concatenate[RunOptions, P], int]) -> Callable[..., int]:

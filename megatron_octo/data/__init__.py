@@ -1,4 +1,4 @@
-"""Corpora to Megatron `.bin`/`.idx`: sources, formats, decontamination, provenance.
+"""Corpora to Megatron `.bin`/`.idx`: sources, formats, decontamination, provenance; and the mixture of a stage.
 
-Import what you need from its own module (`prepare`, `manifest`, `tokenizer`, `heldout`): some of them load much.
+Import from the modules (`prepare`, `manifest`, `tokenizer`, `heldout`): some of them take long to load.
 """

@@ -1,4 +1,4 @@
-"""Rows that could not be used: added up over tasks, named by file and line, and weighed against the limit."""
+"""Rows that cannot be used: summed over tasks, listed by file and line, and compared with the limit."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -14,14 +14,15 @@ class BadRows:
     """Bad rows of a source."""
 
     rows: int
-    """Rows read, good and bad."""
+    """Number of rows that were read, good and bad."""
     counts: dict[str, int]
+    """Number of bad rows by reason."""
     places: dict[str, list[str]]
-    """For each reason, the first few as `file:line`, lines counted from 1."""
+    """The first few bad rows of each reason as `file:line`, counting lines from 1."""
 
     @classmethod
-    def of(cls, reports: Iterable[dict[str, Any]]) -> "BadRows":
-        """Add up the reports of a source's tasks, given in order: a task counts lines from where it began."""
+    def from_reports(cls, reports: Iterable[dict[str, Any]]) -> "BadRows":
+        """Sum the reports of a source's tasks, given in order, since each task counts lines from where it started."""
         rows, counts, lines = 0, Counter[str](), Counter[str]()
         places: dict[str, list[str]] = {}
         for report in reports:
@@ -38,17 +39,17 @@ class BadRows:
         return sum(self.counts.values())
 
     def lines(self) -> list[str]:
-        """One line a reason: how many, why, and where the first are."""
+        """One line for each reason: the count, the reason, and the first places."""
         return [f"{count:,} x {reason}: {_listed(self.places[reason], count)}" for reason, count in self.counts.items()]
 
     def check(self, source: str, limit: float) -> None:
-        """Weigh against the source's `max_bad_rows`.
+        """Compare with the source's `max_bad_rows`.
 
         Raises:
-            DataError: there are more, or no row could be read.
+            DataError: there are more, or there are no rows at all.
         """
         if not self.rows:
-            raise DataError(f"data.sources.{source}: there is no row in its input; check its paths")
+            raise DataError(f"data.sources.{source}: its input has no rows; check its paths")
         if self.total <= limit * self.rows:
             return
         raise DataError(

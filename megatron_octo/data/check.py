@@ -1,4 +1,4 @@
-"""`octo data check`: what each source gives, from its first rows, before anything is read whole."""
+"""`octo data check`: the first rows of each source, before any source is read completely."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -27,8 +27,8 @@ _SHOWN = 160
 
 
 @dataclass(frozen=True)
-class Look:
-    """What the first rows of a source are."""
+class Preview:
+    """The first rows of a source."""
 
     name: str
     licence: str
@@ -36,64 +36,65 @@ class Look:
     rows: int = 0
     bad: Counter[str] = field(default_factory=Counter)
     fields: str = ""
-    """Of the first row that could not be used."""
+    """The fields of the first row that cannot be used."""
     document: str = ""
-    """The first one."""
+    """The first document."""
     error: str = ""
-    """Why the source cannot be used at all."""
+    """Why the source cannot be used at all; empty if it can."""
 
     @property
-    def can_be_used(self) -> bool:
+    def is_usable(self) -> bool:
         return not self.error and bool(self.document)
 
     @property
     def problem(self) -> str:
-        """Why it cannot be used, or what is wrong with some of its rows; nothing where all is well."""
+        """Why the source cannot be used, or what is wrong with some of its rows; empty if nothing is wrong."""
         if self.error:
             return self.error
         if not self.rows:
-            return "there is no row in it"
+            return "it has no rows"
         reasons = "; ".join(f"{count} of {self.rows} rows: {reason}" for reason, count in self.bad.most_common(3))
         return f"{reasons} (the row has {self.fields})" if self.bad and self.fields else reasons
 
 
 def check_sources(recipe: Recipe, sources: Sequence[str] | None, console: Console) -> bool:
-    """Read and format the first rows of sources, and print what came of it. Whether each can be used.
-
-    So are the evaluation files read that the recipe's decontamination protects.
+    """Read and format the first rows of sources and of the evaluation files to decontaminate against; print the result.
 
     Args:
-        sources: names; None: those that some stage's mixture draws from.
+        sources: names. None: all sources in the mixture of any stage.
+
+    Returns:
+        Whether every source and every evaluation file can be used.
 
     Raises:
         DataError: the recipe has no such source.
     """
     names = known_sources(recipe, sources_in_use(recipe) if sources is None else list(sources))
-    looks = []
+    previews = []
     for name in names:
         with console.status(f"{name}: first rows"):
-            looks.append(look_at(name, recipe.data.sources[name]))
-    console.print(_table(looks, recipe))
-    for look in looks:
-        if look.document:
-            shown = " ".join(look.document[: 4 * _SHOWN].split())
+            previews.append(preview_source(name, recipe.data.sources[name]))
+    console.print(_table(previews, recipe))
+    for preview in previews:
+        if preview.document:
+            shown = " ".join(preview.document[: 4 * _SHOWN].split())
             shown = shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}..."
-            console.print(f"[bold]{escape(look.name)}[/bold]: {escape(shown)}", highlight=False, soft_wrap=True)
-    for look in looks:
-        if look.problem:
-            word = "some rows cannot be used" if look.can_be_used else "cannot be used"
-            console.print(f"{look.name}: {word}: {look.problem}", highlight=False, soft_wrap=True, markup=False)
-    bad = [look.name for look in looks if not look.can_be_used]
+            console.print(f"[bold]{escape(preview.name)}[/bold]: {escape(shown)}", highlight=False, soft_wrap=True)
+    for preview in previews:
+        if preview.problem:
+            word = "some rows cannot be used" if preview.is_usable else "cannot be used"
+            console.print(f"{preview.name}: {word}: {preview.problem}", highlight=False, soft_wrap=True, markup=False)
+    bad = [preview.name for preview in previews if not preview.is_usable]
     console.print(
-        f"{len(bad)} of {len(looks)} sources cannot be used: {', '.join(bad)}" if bad
-        else f"{len(looks)} sources: all can be used, by their first rows",
+        f"{len(bad)} of {len(previews)} sources cannot be used: {', '.join(bad)}" if bad
+        else f"{len(previews)} sources: all can be used, by their first rows",
         highlight=False,
     )  # fmt: skip
     return _check_protected(recipe.data.decontamination, console) and not bad
 
 
 def _check_protected(settings: Decontamination, console: Console) -> bool:
-    """Whether the evaluation files can be read, by their first rows; what is wrong with them is printed."""
+    """Whether the evaluation files can be read, judging by their first rows. Prints what is wrong with them."""
     if not settings.against:
         return True
     with console.status("evaluation files: first rows"):
@@ -109,8 +110,8 @@ def _check_protected(settings: Decontamination, console: Console) -> bool:
     return not problems
 
 
-def look_at(name: str, source: Source) -> Look:
-    """The first rows of a source. What keeps it from being read is told, and not raised."""
+def preview_source(name: str, source: Source) -> Preview:
+    """The first rows of a source. An error that prevents reading it is returned in the preview, not raised."""
     licence, gate = source.licence, "none"
     try:
         if isinstance(source, HubSource):
@@ -123,10 +124,10 @@ def look_at(name: str, source: Source) -> Look:
     except OctoError as error:
         if "it is gated" in str(error):
             gate = "closed"
-        return Look(name, licence, gate, error=str(error))
+        return Preview(name, licence, gate, error=str(error))
 
 
-def _read(name: str, source: Source, licence: str, gate: str, rows: Iterator[Any]) -> Look:
+def _read(name: str, source: Source, licence: str, gate: str, rows: Iterator[Any]) -> Preview:
     format = str if isinstance(source, BuiltinSource) else Formatter(source.format)
     bad, seen, document, count = Counter[str](), "", "", 0
     for row in rows:
@@ -138,7 +139,7 @@ def _read(name: str, source: Source, licence: str, gate: str, rows: Iterator[Any
             seen = seen or ("" if isinstance(row, BadRow) else fields_seen(row))
         else:
             document = document or text
-    return Look(name, licence, gate, count, bad, seen, document)
+    return Preview(name, licence, gate, count, bad, seen, document)
 
 
 def _local_rows(name: str, source: Source) -> Iterator[Any]:
@@ -158,20 +159,21 @@ def _hub_rows(name: str, source: HubSource, data: Any) -> Iterator[Any]:
         yield from islice(data, ROWS)
     except (OctoError, GeneratorExit):
         raise
-    except Exception as error:  # of the network, or of the file's form
+    except Exception as error:  # an error of the network, or of the file's format
         raise hub_error(name, source.dataset, "read", error) from None
 
 
-def _table(looks: Sequence[Look], recipe: Recipe) -> Table:
+def _table(previews: Sequence[Preview], recipe: Recipe) -> Table:
     table = Table(box=None, pad_edge=False)
     for heading in ("source", "from", "rows read", "can be used", "licence", "gate"):
         table.add_column(heading)
-    for look in looks:
-        source = recipe.data.sources[look.name]
-        good = look.rows - sum(look.bad.values())
+    for preview in previews:
+        source = recipe.data.sources[preview.name]
+        good = preview.rows - sum(preview.bad.values())
         table.add_row(
-            look.name, escape(_origin(source)), str(look.rows),
-            f"{good} of {look.rows}" if look.can_be_used else "[red]no[/red]", escape(look.licence), look.gate,
+            preview.name, escape(_origin(source)), str(preview.rows),
+            f"{good} of {preview.rows}" if preview.is_usable else "[red]no[/red]",
+            escape(preview.licence), preview.gate,
         )  # fmt: skip
     return table
 

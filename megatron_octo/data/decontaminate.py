@@ -1,8 +1,8 @@
-"""The step of a pipeline that drops documents which hold evaluation problems.
+"""The pipeline step that drops documents with evaluation problems in them.
 
-datatrove's own n-gram step is not used: its index is built only from lighteval's tasks (a package of its own that
-fetches them), its word splitter fetches models, and it never matches texts shorter than n words, which many
-maths problems are.
+datatrove's own n-gram step is not used: its index can only be built from the tasks of lighteval (another package, which
+downloads them), its word splitter downloads models, and it never matches texts shorter than n words, as many maths
+problems are.
 """
 
 from collections.abc import Collection, Generator, Iterator, Sequence
@@ -26,12 +26,12 @@ from megatron_octo.recipe.data import Decontamination, EvaluationText
 from megatron_octo.runtime.files import sha256_of
 
 HELDOUT = "heldout"
-"""The name that the recipe's own held-out problems are counted under."""
+"""The name under which documents with the recipe's own held-out problems are counted."""
 _BATCH = 1000
 
 
 class Decontaminate(PipelineStep):
-    """Drops a document that shares a run of words with an evaluation problem, or holds a held-out expression."""
+    """Drops documents that share a run of words with an evaluation problem, or contain a held-out expression."""
 
     type = "Filter"
     name = "Decontamination"
@@ -61,10 +61,10 @@ class Decontaminate(PipelineStep):
 
 
 def read_protected(settings: Decontamination) -> dict[str, Sequence[str]]:
-    """The texts of every evaluation set that a recipe protects.
+    """The texts of every evaluation set that a recipe decontaminates against.
 
     Raises:
-        DataError: a file is missing, too large, damaged, or not one of rows; or a row lacks a field.
+        DataError: a file is missing, too large, damaged, or not a file of rows; or a row lacks a field.
     """
     return {
         name: [text for path in evaluation.paths for text in _texts(name, path, evaluation)]
@@ -73,7 +73,11 @@ def read_protected(settings: Decontamination) -> dict[str, Sequence[str]]:
 
 
 def protected_problems(settings: Decontamination, rows: int) -> list[str]:
-    """What is wrong with evaluation files, by their first rows; nothing where all can be used."""
+    """What is wrong with the first rows of the evaluation files; empty if nothing is wrong.
+
+    Args:
+        rows: number of rows to read of each file.
+    """
     problems = []
     for name, evaluation in settings.against.items():
         for path in evaluation.paths:
@@ -83,13 +87,13 @@ def protected_problems(settings: Decontamination, rows: int) -> list[str]:
                         pass
             except DataError as error:
                 key = f"data.decontamination.against.{name}"
-                said = str(error)
-                problems.append(said if said.startswith(key) else f"{key}: {said}")
+                message = str(error)
+                problems.append(message if message.startswith(key) else f"{key}: {message}")
     return problems
 
 
 def protected_digest(settings: Decontamination) -> dict[str, list[str]]:
-    """SHA-256 of every evaluation file, for settings digests.
+    """SHA-256 of every evaluation file, for the settings digest.
 
     Raises:
         DataError: a file is missing.
@@ -105,9 +109,9 @@ def _existing(name: str, named: str) -> Path:
     path = expanded(named, DataError, key)
     try:
         if not path.exists():
-            raise DataError(f"{key}: {shown_path(path)} does not exist; correct it, or take {name!r} out")
+            raise DataError(f"{key}: {shown_path(path)} does not exist; correct it, or remove {name!r}")
     except OSError as error:
-        raise DataError(f"{key}: {shown_path(path)}: {error.strerror}; correct it, or take {name!r} out") from None
+        raise DataError(f"{key}: {shown_path(path)}: {error.strerror}; correct it, or remove {name!r}") from None
     if (size := regular_size(path)) > MOST_SMALL_BYTES:
         raise DataError(
             f"{key}: {path}: {size:,} bytes, and at most {MOST_SMALL_BYTES:,} are read; is it the right file?"
@@ -129,7 +133,7 @@ def _texts(name: str, named: str, evaluation: EvaluationText) -> Generator[str]:
                     f"{fields_seen(row)}): {reason}"
                 ) from None
     if not number:
-        raise DataError(f"{key}: {path} holds no rows; correct it, or take {name!r} out")
+        raise DataError(f"{key}: {path} holds no rows; correct it, or remove {name!r}")
 
 
 def _protected(row: Any, field: str) -> list[str]:

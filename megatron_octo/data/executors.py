@@ -1,4 +1,4 @@
-"""Where a pipeline runs: processes of this machine, a SLURM array, or Ray. All three are datatrove's executors."""
+"""Runs a pipeline in processes of this machine, as a SLURM array, or on Ray, through datatrove's executors."""
 
 import os
 import shutil
@@ -40,11 +40,11 @@ def run_pipeline(
     executor: ExecutorName,
     options: Mapping[str, str],
 ) -> None:
-    """Run a pipeline's tasks and return when all are done.
+    """Run a pipeline's tasks and return when all are finished.
 
     Args:
-        folder: for the executor's own logs and marks; on SLURM and Ray it must be on a shared file system.
-        options: of the executor; for SLURM `partition` and `time` at least.
+        folder: for the executor's own logs and completion marks. For SLURM and Ray it must be on a shared file system.
+        options: the executor's options; SLURM needs at least `partition` and `time`.
 
     Raises:
         DataError: a task failed, or the executor cannot be used here.
@@ -58,10 +58,10 @@ def run_pipeline(
 
 
 def check_executor(executor: ExecutorName, options: Mapping[str, str]) -> None:
-    """Whether the executor can be used here, before any work.
+    """Refuse an executor that cannot be used here, before any work.
 
     Raises:
-        DataError: it cannot, or an option is unknown, missing or no number.
+        DataError: it cannot be used, or an option is unknown, missing or not a number.
     """
     if executor == "slurm":
         _slurm_arguments(options)
@@ -109,7 +109,7 @@ class _LocalExecutor(LocalPipelineExecutor):
                     future.result()
             except BrokenProcessPool:
                 raise DataError(
-                    f"a worker process of {self.workers} was ended from outside (out of memory?); use fewer --workers"
+                    f"one of {self.workers} workers was killed from outside (out of memory?); use fewer --workers"
                 ) from None
             finally:
                 pool.shutdown(cancel_futures=True)
@@ -118,14 +118,14 @@ class _LocalExecutor(LocalPipelineExecutor):
 def _begin_worker(threads: int) -> None:
     os.environ["RAYON_NUM_THREADS"] = str(threads)
     os.environ["TOKENIZERS_PARALLELISM"] = "true" if threads > 1 else "false"
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent answers Ctrl-C
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     logger.disable("datatrove")
     exit_with_parent(os.getppid())
 
 
 def _run_rank(work: bytes, rank: int) -> None:
-    # unpickled anew for every task, so that each starts with the steps as they were given
-    executor = dill.loads(work)  # noqa: S301 (made by the parent just now)
+    # unpickled again for every task, so that each task starts with fresh steps
+    executor = dill.loads(work)  # noqa: S301 (pickled by the parent)
     executor._run_for_rank(rank)
 
 
@@ -144,7 +144,7 @@ def _slurm_arguments(options: Mapping[str, str]) -> dict[str, Any]:
 
 
 class _SlurmExecutor(SlurmPipelineExecutor):
-    """datatrove's SLURM executor without the second job that only adds up its statistics."""
+    """datatrove's SLURM executor without its second job, which only sums statistics."""
 
     def launch_merge_stats(self) -> None:
         return
@@ -162,7 +162,7 @@ def _run_on_slurm(
         job.run()
     except subprocess.CalledProcessError as error:
         raise DataError(
-            f"executor 'slurm': sbatch refused the job (exit {error.returncode}); see its words above"
+            f"executor 'slurm': sbatch refused the job (exit {error.returncode}); see its message above"
         ) from None
     try:
         _wait(job.get_incomplete_ranks, lambda: _in_queue(str(job.job_id)), folder)
@@ -174,7 +174,7 @@ def _run_on_slurm(
 def _wait(incomplete: Callable[[], list[int]], is_alive: Callable[[], bool], folder: Path) -> None:
     while incomplete():
         if not is_alive():
-            time.sleep(_POLL_SECONDS)  # marks on a shared file system may come a little late
+            time.sleep(_POLL_SECONDS)  # marks can appear late on a shared file system
             if left := incomplete():
                 raise DataError(
                     f"{len(left)} tasks ended without finishing (first: task {left[0]}); their logs are in {folder}"

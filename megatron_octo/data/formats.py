@@ -13,7 +13,7 @@ _SPEAKER = {
 
 
 class Formatter:
-    """A recipe's format as a function from a row to its text. Can be pickled."""
+    """A recipe's format as a function from a row to the text of its document. It can be pickled."""
 
     def __init__(self, format: Format) -> None:
         self._format = format
@@ -21,7 +21,7 @@ class Formatter:
 
     @property
     def fields(self) -> list[str]:
-        """Fields that a row must have."""
+        """The fields that a row must have."""
         match self._format:
             case TextFormat(text=text):
                 return [text]
@@ -38,7 +38,7 @@ class Formatter:
         """The document, without the end-of-document token.
 
         Raises:
-            BadRow: the row is no object, lacks a field, or a field is not text or has none; or it could not be read.
+            BadRow: the row is not an object, lacks a field, has one that is not text or is empty, or could not be read.
         """
         if isinstance(row, BadRow):
             raise row
@@ -95,17 +95,17 @@ def _conversation(row: Row, field: str) -> str:
 
 
 def messages_of(row: Any, field: str) -> list[tuple[str, Row]]:
-    """The messages in a field, each with its role: {role, content}, or ShareGPT's {from, value}.
+    """The messages in a field with their roles, written {role, content} or as ShareGPT's {from, value}.
 
     Raises:
-        BadRow: there is no such field, or it is no such list.
+        BadRow: there is no such field, or it is not a list of messages.
     """
     messages = field_of(row, field)
     if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
         raise BadRow(f"field {field!r} is not a list of messages")
     found = []
     for message in messages:
-        # in Parquet a message has the keys of all messages, and nothing in those that are not its own
+        # in Parquet every message has the keys of all messages, with null in those that are not its own
         role = message.get("from", "") if message.get("role") is None else message["role"]
         if not isinstance(role, str):
             raise BadRow(f"a message in {field!r} has a role that is {kind_of(role)}, not text")
@@ -114,7 +114,7 @@ def messages_of(row: Any, field: str) -> list[tuple[str, Row]]:
 
 
 def content_of(message: Row) -> str:
-    """What a message says.
+    """The text of a message.
 
     Raises:
         BadRow: it is not text, or empty.

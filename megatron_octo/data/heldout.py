@@ -1,4 +1,4 @@
-"""Problems that never enter training text: for measuring what a run has learned, and for RL to practise on."""
+"""Problems that are kept out of training text: held-out ones, to measure what a run learned, and ones for RL."""
 
 import json
 from pathlib import Path
@@ -15,15 +15,15 @@ from megatron_octo.runtime.files import write_text_atomically
 TERMS = 3
 _KEYS = ("question", "prompt", "answer")
 _MOST_BYTES = 64 << 20
-# There are about 3,000 sums of three one-digit terms: holding out many of them would starve the easy end.
+# there are about 3,000 sums of three one-digit terms, and training text needs most of these easy ones
 _SHORT_LIMIT = 256
 
 
 def heldout_problems(recipe: Recipe) -> list[Problem]:
     """The recipe's held-out problems: different sums of three terms, a pure function of count and seed.
 
-    They are kept apart from training by text, whatever the seeds: `make_corpus` never writes a document with one
-    of these expressions in it, and other sources are searched for them (`decontaminate`).
+    They are kept out of training text by comparing texts, whatever the seeds: `make_corpus` never writes a document
+    with one of these expressions in it, and other sources are searched for them (`decontaminate`).
     """
     count = recipe.data.heldout_problems
     chosen: dict[str, Problem] = {}
@@ -60,10 +60,10 @@ def _is_short(problem: Problem) -> bool:
 
 
 def heldout_settings(recipe: Recipe) -> dict[str, int]:
-    """What decides the problems that are kept out of text, for settings digests."""
+    """The settings that decide which problems are kept out of text, for the settings digest."""
     data = recipe.data
     settings = {"problems": data.heldout_problems, "seed": data.heldout_seed, "version": CORPUS_VERSION}
-    # left out where there are none, so that what was prepared before there could be any is still good
+    # left out if 0, so that sources prepared before this setting existed keep their digest
     return settings | ({"practice": data.practice_problems} if data.practice_problems else {})
 
 

@@ -1,4 +1,4 @@
-"""Data sets of the hub: opened at a commit, streamed, and what is said when the hub does not give them."""
+"""Data sets of the Hugging Face hub: opening them at a commit, streaming them, and explaining errors."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,17 +20,18 @@ _NETWORK = ("ConnectError", "ConnectionError", "ConnectTimeout", "ReadTimeout", 
 
 @dataclass(frozen=True)
 class HubData:
-    """A data set that was opened, but not read."""
+    """A data set that is open but not yet read."""
 
     data: Any
     """A `datasets.IterableDataset`."""
     dataset: str
+    """Name on the hub, or the path of a local folder."""
     options: dict[str, Any]
-    """Of `datasets.load_dataset`, with the commit as `revision`."""
+    """Arguments of `datasets.load_dataset`, with the commit as `revision`."""
     gated: str | None
-    """`auto` or `manual`, where terms must be accepted."""
+    """`auto` or `manual` if terms must be accepted. None: they need not be."""
     licence: str | None
-    """As its card states it."""
+    """The licence that its card states."""
 
     @property
     def tasks(self) -> int:
@@ -38,15 +39,15 @@ class HubData:
 
 
 def open_hub(name: str, source: HubSource) -> HubData:
-    """Open a data set at the commit that its revision stands for now. A local folder has none.
+    """Open a data set at the commit that its revision means now. A local folder has no commit.
 
     Raises:
-        DataError: it is not there, not given to us, or its columns lack a field of the format.
+        DataError: it does not exist, access is refused, or its columns lack a field of the format.
     """
     from datasets import load_dataset
     from huggingface_hub import HfApi
 
-    _check_ends()
+    _check_sizes()
     options: dict[str, Any] = {"name": source.subset, "data_dir": source.data_dir, "split": source.split}
     folder = local_folder(source.dataset, DataError, f"data.sources.{name}.dataset")
     dataset = source.dataset if folder is None else str(folder)
@@ -57,7 +58,7 @@ def open_hub(name: str, source: HubSource) -> HubData:
         options["revision"] = None if info is None else info.sha
         data = load_dataset(dataset, streaming=True, **options)
         columns = data.column_names
-    except Exception as error:  # the clients raise many kinds: no network, no such name, subset, split or access
+    except Exception as error:  # many types: no network, no such name, subset or split, no access
         raise hub_error(name, source.dataset, "opened", error) from None
     missing = [f for f in Formatter(source.format).fields if columns is not None and not has_field(columns, f)]
     if missing:
@@ -69,24 +70,28 @@ def open_hub(name: str, source: HubSource) -> HubData:
     return HubData(data, dataset, options, getattr(info, "gated", None) or None, str(licence) if licence else None)
 
 
-def hub_error(name: str, dataset: str, what: str, error: BaseException) -> DataError:
-    """The error for a data set that the hub does not give, with what helps against it."""
+def hub_error(name: str, dataset: str, action: str, error: BaseException) -> DataError:
+    """The error for a data set that the hub does not provide, with a way out.
+
+    Args:
+        action: what cannot be done with it: opened, read.
+    """
     chain = list(_chain(error))
     kinds = {type(each).__name__ for each in chain}
     words = " ".join(str(each) for each in chain).lower()
     if "GatedRepoError" in kinds or "is a gated dataset" in words:
-        help_ = "it is gated: accept its terms on its page, and set HF_TOKEN to a token that may read it,"
+        way_out = "it is gated: accept its terms on its page, and set HF_TOKEN to a token that may read it,"
     elif "RevisionNotFoundError" in kinds or words.startswith("revision"):
-        help_ = "check revision,"
+        way_out = "check revision,"
     elif kinds & {"DatasetNotFoundError", "RepositoryNotFoundError"}:
-        help_ = "check dataset; a private one needs HF_TOKEN,"
+        way_out = "check dataset; a private one needs HF_TOKEN,"
     elif kinds.intersection(_NETWORK):
-        help_ = "check the network and HF_ENDPOINT,"
+        way_out = "check the network and HF_ENDPOINT,"
     else:
-        help_ = "check dataset, subset, data_dir, split, the network and HF_TOKEN,"
+        way_out = "check dataset, subset, data_dir, split, the network and HF_TOKEN,"
     return DataError(
-        f"data.sources.{name}: the data set {dataset!r} cannot be {what} ({type(error).__name__}: "
-        f"{first_line(error)}); {help_} or download it and use a jsonl or parquet source"
+        f"data.sources.{name}: the data set {dataset!r} cannot be {action} ({type(error).__name__}: "
+        f"{first_line(error)}); {way_out} or download it and use a jsonl or parquet source"
     )
 
 
@@ -98,26 +103,26 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def _check_ends() -> None:
-    from megatron_octo.data.hub_stream import check_ends
+def _check_sizes() -> None:
+    from megatron_octo.data.hub_stream import install_size_checks
 
-    check_ends()
+    install_size_checks()
 
 
 class HubRows(HuggingFaceDatasetReader):
-    """Rows of a data set of the hub, streamed."""
+    """The first step of a pipeline: rows of a data set of the hub, streamed."""
 
     def __init__(self, name: str, dataset: str, options: dict[str, Any], formatter: Formatter, tally: Tally) -> None:
         super().__init__(dataset, dataset_options=options, streaming=True)
         self._source, self._format, self._tally = name, formatter, tally
 
     def run(self, data: DocumentsPipeline = None, rank: int = 0, world_size: int = 1) -> DocumentsPipeline:
-        _check_ends()
+        _check_sizes()
         try:
             yield from super().run(data, rank, world_size)
         except (OctoError, GeneratorExit):
             raise
-        except Exception as error:  # of the network, of the file's form, of rows that do not fit one another
+        except Exception as error:  # of the network, of the file's format, of rows with different columns
             raise hub_error(self._source, self.dataset, "read to its end", error) from None
 
     def get_document_from_dict(self, data: dict[str, Any], source_file: str, id_in_file: int | str) -> Document | None:

@@ -1,8 +1,8 @@
-"""Files of the hub are read to their end, or not at all.
+"""Ensures that files streamed from the hub are read to their end.
 
-huggingface_hub takes an answer that ends early without an error (no Content-Length, a proxy that gave up) for the end
-of the file. Of JSON lines that is a shorter corpus, without a word. Here the size that the hub states is compared, and
-reading goes on from where it broke off.
+huggingface_hub treats a response that ends early without an error (no Content-Length, a proxy that gave up) as the end
+of the file. With JSON lines, the corpus would silently be shorter. The replacements here compare the position with the
+size that the hub states, and resume reading where the connection broke.
 """
 
 import time
@@ -12,26 +12,26 @@ from huggingface_hub import hf_file_system
 
 from megatron_octo.errors import DataError
 
-WAITS = (0.0, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0)
-"""Seconds before each further try without a byte more."""
+RETRY_WAITS = (0.0, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0)
+"""Seconds to wait before each retry that follows a try without a new byte."""
 
 
-def check_ends() -> None:
-    """Make this process's hub client compare sizes. Calling it again changes nothing."""
-    hf_file_system.HfFileSystemStreamFile = WholeStream  # type: ignore[misc]
-    hf_file_system.HfFileSystemFile = WholeRanges  # type: ignore[misc]
+def install_size_checks() -> None:
+    """Make this process's hub client compare sizes. Safe to call again."""
+    hf_file_system.HfFileSystemStreamFile = CompleteStream  # type: ignore[misc]
+    hf_file_system.HfFileSystemFile = CompleteRanges  # type: ignore[misc]
 
 
-class WholeStream(hf_file_system.HfFileSystemStreamFile):
-    """A file that is read from its beginning to its end."""
+class CompleteStream(hf_file_system.HfFileSystemStreamFile):
+    """A file of the hub that is read sequentially."""
 
     _stated: int | None = None
 
     def read(self, length: int = -1) -> bytes:
-        """The next bytes; none only at the end that the hub states.
+        """The next bytes; none only at the size that the hub states.
 
         Raises:
-            DataError: the connection gives no more, however often it is tried.
+            DataError: the connection yields no more bytes after all retries.
         """
         out, tries, why = b"", 0, "the connection ended early"
         while True:
@@ -45,13 +45,13 @@ class WholeStream(hf_file_system.HfFileSystemStreamFile):
             if self._size is None and self.loc == before and why == "the connection ended early":
                 return out
             tries = 0 if self.loc > before else tries + 1
-            if tries > len(WAITS):
+            if tries > len(RETRY_WAITS):
                 raise DataError(
-                    f"{self.path}: {self.loc:,} bytes of {self._size or 0:,} came, then no more in {tries} tries "
+                    f"{self.path}: received {self.loc:,} of {self._size or 0:,} bytes, then no more in {tries} tries "
                     f"({why}); check the network, and run the same command again"
                 )
             if tries:
-                time.sleep(WAITS[tries - 1])
+                time.sleep(RETRY_WAITS[tries - 1])
             self._reopen()
 
     @property
@@ -65,20 +65,20 @@ class WholeStream(hf_file_system.HfFileSystemStreamFile):
             self.response.close()
         try:
             self._open_connection()  # type: ignore[no-untyped-call]
-        except httpx.TransportError:  # the next read opens it again, and says so
+        except httpx.TransportError:  # the next read opens it again and reports an error
             self.response = None
 
 
-class WholeRanges(hf_file_system.HfFileSystemFile):
-    """A file that is read by ranges, as Parquet is."""
+class CompleteRanges(hf_file_system.HfFileSystemFile):
+    """A file of the hub that is read in ranges, as Parquet is."""
 
     def _fetch_range(self, start: int, end: int) -> bytes:
         data, why = b"", "the connection ended early"
-        for wait in WAITS:
+        for wait in RETRY_WAITS:
             time.sleep(wait)
             try:
                 data = bytes(super()._fetch_range(start, end))
-            except (httpx.NetworkError, httpx.TimeoutException) as error:  # huggingface_hub has tried often enough
+            except (httpx.NetworkError, httpx.TimeoutException) as error:  # huggingface_hub has already retried
                 why = str(error) or type(error).__name__
                 break
             except httpx.TransportError as error:
@@ -86,6 +86,6 @@ class WholeRanges(hf_file_system.HfFileSystemFile):
             if len(data) == end - start:
                 return data
         raise DataError(
-            f"{self.path}: {len(data):,} bytes came of {end - start:,} asked for ({why}); check the network, and run "
+            f"{self.path}: received {len(data):,} of {end - start:,} bytes ({why}); check the network, and run "
             "the same command again"
         )

@@ -1,4 +1,4 @@
-"""What a source's tasks read: how many tasks there are, and the first step of their pipeline."""
+"""The input of a source: the number of its tasks, and the first step of their pipeline."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -20,23 +20,23 @@ from megatron_octo.recipe.data import BuiltinSource, HubSource, JsonlSource, Par
 
 @dataclass(frozen=True)
 class Inputs:
-    """The input of one source, found and looked at, but not read."""
+    """The input of one source, found but not yet read."""
 
     tasks: int
     reader: Callable[[Tally], PipelineStep]
     origin: dict[str, Any]
     total: int | None
-    """Of what `Tally.done` counts; None where it is not known beforehand."""
+    """The final value of `Tally.done`. None: it is not known beforehand."""
     files: tuple[Path, ...] = ()
     revision: str | None = None
     pieces: tuple[Piece, ...] = field(default=(), repr=False)
 
 
 def find_inputs(name: str, source: Source, heldout: Sequence[str]) -> Inputs:
-    """Look for a source's input.
+    """Find a source's input.
 
     Raises:
-        DataError: it is not there, or cannot be what the recipe says.
+        DataError: it does not exist, or is not what the recipe says.
     """
     match source:
         case BuiltinSource(corpus=corpus, documents=documents, seed=seed):
@@ -56,7 +56,7 @@ def _local(name: str, source: JsonlSource | ParquetSource) -> Inputs:
     formatter, files = Formatter(source.format), input_files(f"data.sources.{name}.paths", source.paths)
     pieces = pieces_of(name, source, files, formatter.fields)
     if not pieces:
-        raise DataError(f"data.sources.{name}.paths: the Parquet files hold no rows; take the source out")
+        raise DataError(f"data.sources.{name}.paths: the Parquet files have no rows; remove the source")
     return Inputs(
         len(pieces),
         lambda tally: FileRows(pieces, formatter, tally),

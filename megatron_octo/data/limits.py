@@ -1,4 +1,4 @@
-"""Where a source's text ends: the same place for any number of workers."""
+"""A source's limits on documents and tokens, which take the same documents for any number of workers."""
 
 from dataclasses import dataclass
 
@@ -10,8 +10,8 @@ import numpy.typing as npt
 class Limits:
     """A source's `max_documents` and `max_tokens`, counted over its tasks in order.
 
-    The pool is the documents that the two splits are drawn from. A limit of documents ends it there; a limit of
-    tokens ends it `validation` documents after the one that reaches the limit, so that there is text for both.
+    The pool is the documents that the two splits are drawn from. A limit on documents is the size of the pool. A limit
+    on tokens ends the pool `validation` documents after the document that reaches it, so that both splits get text.
     """
 
     documents: int | None
@@ -19,7 +19,7 @@ class Limits:
     validation: int
 
     def pool_size(self, lengths: npt.NDArray[np.int32]) -> int | None:
-        """Documents in the pool, given tokens of each document read so far; None while no limit is reached."""
+        """Documents in the pool, given the tokens of each document read so far. None: no limit is reached yet."""
         ends = []
         if self.documents is not None and len(lengths) >= self.documents:
             ends.append(self.documents)

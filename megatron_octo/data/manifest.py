@@ -1,4 +1,4 @@
-"""What is known of a prepared source: `manifest.json`, written last, beside the tokens it describes."""
+"""The record of a prepared source: `manifest.json`, written last, in the folder of the tokens it describes."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ SplitName = Literal["train", "validation"]
 SPLITS: tuple[SplitName, ...] = ("train", "validation")
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$", max_length=100)]
-"""A file of the folder itself: a manifest never leads out of it."""
+"""The name of a file in the manifest's own folder, so that a manifest cannot point outside it."""
 
 
 class _Record(BaseModel):
@@ -32,7 +32,7 @@ class TokenFile(RecordedFile):
 
 
 class Split(_Record):
-    """Tokens for one use. Documents end with the end-of-document token, which `tokens` counts."""
+    """The tokens of one split. Documents end with the end-of-document token, which `tokens` includes."""
 
     documents: NonNegativeInt
     tokens: NonNegativeInt
@@ -44,15 +44,15 @@ class TokenizerRecord(_Record):
 
     name: str
     sha256: Sha256
-    """Of its tokenizer.json."""
+    """SHA-256 of its tokenizer.json."""
     vocab_size: NonNegativeInt
-    """Highest id, and one."""
+    """The highest id plus one."""
     end_of_document: str
     end_of_document_id: NonNegativeInt
 
 
 class InputFile(_Record):
-    """A local file that was read."""
+    """A local input file."""
 
     path: str
     bytes: NonNegativeInt
@@ -60,18 +60,18 @@ class InputFile(_Record):
 
 
 class SourceManifest(_Record):
-    """A prepared source. A manifest that is there is complete: the folder is renamed into place with it."""
+    """A prepared source. If there is a manifest, the source is complete: the folder is renamed with it in place."""
 
     format_version: Literal[1] = 1
     source: str
     kind: Literal["jsonl", "parquet", "hub", "builtin"]
     origin: dict[str, Any]
-    """Where the text is from: paths, data set, or corpus and seed."""
+    """Where the text comes from: paths, data set, or corpus and seed."""
     revision: str | None
     """Commit of a hub data set."""
     licence: str
     settings_digest: str
-    """SHA-256 of everything that decides the tokens (see `settings.py`)."""
+    """SHA-256 of all settings that decide the tokens (see `settings.py`)."""
     tokenizer: TokenizerRecord
     token_dtype: Literal["uint16", "int32"]
     train: Split
@@ -79,15 +79,15 @@ class SourceManifest(_Record):
     inputs: tuple[InputFile, ...]
     rows_read: NonNegativeInt
     bad_rows: dict[str, NonNegativeInt]
-    """Rows that could not be used, by reason."""
+    """Number of rows that could not be used, by reason."""
     contaminated: dict[str, NonNegativeInt]
-    """Documents dropped, by evaluation set."""
+    """Number of documents that decontamination dropped, by evaluation set."""
     validation_duplicates: NonNegativeInt
-    """Documents left out of training because their text is a validation document's."""
+    """Number of documents left out of training because a validation document has the same text."""
     versions: dict[str, str]
 
     def prefixes(self, folder: Path, split: SplitName) -> list[Path]:
-        """Paths of a split without `.bin`/`.idx`, as Megatron wants them."""
+        """Paths of a split without `.bin`/`.idx`, as Megatron expects them."""
         return [(folder / file.path).with_suffix("") for file in _files(self, split) if file.path.endswith(".bin")]
 
 
@@ -95,12 +95,12 @@ def read_manifest(folder: Path) -> SourceManifest:
     """The manifest of a prepared source.
 
     Raises:
-        DataError: there is none, it is damaged, or it is of another version.
+        DataError: there is none, it is damaged, or it has another version.
     """
     path = folder / MANIFEST
     if not folder.is_dir() or not path.exists():
         raise DataError(f"{folder}: not prepared (no {MANIFEST}); run `octo data prepare`")
-    manifest = read_record(path, SourceManifest, DataError, f"not a manifest this version reads; {_again(folder)}")
+    manifest = read_record(path, SourceManifest, DataError, f"not a manifest that this version reads; {_again(folder)}")
     for split in SPLITS:
         _check_pair(path, folder, split, getattr(manifest, split))
     return manifest
@@ -111,13 +111,13 @@ def _check_pair(path: Path, folder: Path, split: SplitName, record: Split) -> No
     stems = {name.removesuffix(".bin") for name in names if name.endswith(".bin")}
     if not stems or sorted(names) != sorted(f"{stem}{suffix}" for stem in stems for suffix in (".bin", ".idx")):
         raise DataError(
-            f"{path}: {split}.files = {names}: not pairs of .bin and .idx; not a manifest this version reads; "
+            f"{path}: {split}.files = {names}: not pairs of .bin and .idx; not a manifest that this version reads; "
             f"{_again(folder)}"
         )
 
 
 def split_bytes(manifest: SourceManifest, splits: Sequence[SplitName] = SPLITS) -> int:
-    """Bytes that verifying reads, for progress bars."""
+    """Number of bytes that `verify_manifest` reads, for progress bars."""
     return sum(file.bytes for split in splits for file in _files(manifest, split))
 
 

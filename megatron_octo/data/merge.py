@@ -1,4 +1,4 @@
-"""Tasks' tokens into one `.bin`/`.idx` pair a split, and the proof that Megatron-Core reads them back."""
+"""Merges the tokens of all tasks into one `.bin`/`.idx` pair for each split, and reads it back with Megatron-Core."""
 
 import hashlib
 import os
@@ -23,13 +23,15 @@ _BLOCK_DOCUMENTS = 200_000
 
 @dataclass(frozen=True)
 class Plan:
-    """Which documents of each task go where, in the order of the tasks."""
+    """The documents of each task that go into each split, in the order of the tasks."""
 
     ranks: int
-    """Tasks that hold the pool; later ones are beyond the source's limits."""
+    """Number of tasks that hold the pool. Later tasks are beyond the source's limits."""
     train: list[npt.NDArray[np.bool_]]
+    """For each task, whether each of its documents is in the training split."""
     validation: list[npt.NDArray[np.bool_]]
     lengths: list[npt.NDArray[np.int32]]
+    """For each task, the tokens of each of its documents."""
     documents: int
     """Documents in the pool."""
     validation_duplicates: int
@@ -38,8 +40,8 @@ class Plan:
 def plan_splits(folder: Path, tasks: int, limits: Limits) -> Plan:
     """Choose the documents of both splits.
 
-    Validation takes the `limits.validation` different texts with the smallest hashes: the choice depends on the
-    texts alone, and every other document with such a text is left out of training.
+    Validation takes the `limits.validation` different texts with the smallest hashes, so the choice depends only on the
+    texts. Every other document with one of these texts is left out of training.
     """
     lengths: list[npt.NDArray[np.int32]] = []
     hashes: list[npt.NDArray[np.uint64]] = []
@@ -94,14 +96,14 @@ def write_split(folder: Path, plan: Plan, split: SplitName, dtype: str, into: Pa
 
 
 def check_readable(prefix: Path, split: Split, vocabulary: int, end_of_document: int) -> None:
-    """Open a split with Megatron-Core, and compare.
+    """Open a split with Megatron-Core, and compare it with what was written.
 
     Raises:
-        DataError: the number of documents or tokens differs, a document does not end as it must, or an id is
-            outside the vocabulary.
+        DataError: the number of documents or tokens differs, a document does not end with the end-of-document token, or
+            an id is outside the vocabulary.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about Transformer Engine and Apex, which reading does not need
+        warnings.simplefilter("ignore")  # Transformer Engine and Apex are not needed to read
         from megatron.core.datasets.indexed_dataset import IndexedDataset
 
     data = IndexedDataset(str(prefix), multimodal=False, mmap=True)
@@ -132,7 +134,7 @@ def _kept_tokens(
 
 
 def _index(lengths: npt.NDArray[np.int32], dtype: str) -> Iterator[bytes]:
-    """The `.idx` of one sequence a document: header, lengths (int32), byte offsets (int64), document bounds (int64).
+    """The `.idx` with a sequence per document: header, lengths (int32), byte offsets (int64), document bounds (int64).
 
     Layout: megatron.core.datasets.indexed_dataset._IndexWriter.
     """
@@ -146,7 +148,7 @@ def _index(lengths: npt.NDArray[np.int32], dtype: str) -> Iterator[bytes]:
 
 
 class _HashingFile:
-    """Writes to a file and hashes what it writes."""
+    """Writes to a file, and hashes the bytes that it writes."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file, self._digest, self._bytes = file, hashlib.sha256(), 0

@@ -75,7 +75,7 @@ def read_token_ids(recipe: Recipe, run: RunFolder) -> TokenIds:
     Raises:
         DataError: no tokenizer in the run folder, or one without the end-of-document token.
     """
-    path = run.tokenizer / "tokenizer.json"
+    path = run.tokenizer_file
     if not path.is_file():
         raise DataError(f"{path}: there is no tokenizer; run `octo data prepare {recipe.name}` first")
     eod = Tokenizer.from_file(str(path)).token_to_id(recipe.model.end_of_document)

@@ -1,8 +1,8 @@
-"""Runs of words of evaluation problems, and the search for them in text, by 64-bit hashes.
+"""An index of runs of words in evaluation problems, and the search for them in text, by 64-bit hashes.
 
-Normalisation, on both sides: Unicode NFKC, lower case, and words are the longest runs of letters, digits and
-underscores; everything else (punctuation, signs, white space) only separates. So `Janet's $18.` is
-`janet`, `s`, `18`, however it was spaced.
+Both sides are normalised: Unicode NFKC, lower case. Words are the longest runs of letters, digits and underscores;
+everything else (punctuation, signs, white space) only separates them. `Janet's $18.` is `janet`, `s`, `18`, with any
+spacing.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 FEWEST_WORDS = 5
-"""Protected texts with fewer words are skipped: `What is 2 + 2?` matched whole would drop half the web."""
+"""Evaluation texts with fewer words are skipped: `What is 2 + 2?` as one run would drop half the web."""
 _WORD = re.compile(r"\w+")
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 _VOCABULARY_LIMIT = 2_000_000
@@ -24,7 +24,7 @@ Hashes = npt.NDArray[np.uint64]
 
 
 def words_of(text: str) -> list[str]:
-    """The words of a text, normalised as the module says."""
+    """The normalised words of a text."""
     if not text.isascii():
         text = unicodedata.normalize("NFKC", text)
     return _WORD.findall(text.lower())
@@ -44,18 +44,22 @@ _BOUNDARY = int.from_bytes(hashlib.blake2b(b"\x00 a boundary between documents",
 
 @dataclass(frozen=True)
 class NGramIndex:
-    """Hashes of protected runs of words by their length, each with the evaluation set it is from."""
+    """Hashes of runs of words by length, each with its evaluation set."""
 
     names: tuple[str, ...]
     """Evaluation sets, in the recipe's order."""
     runs: dict[int, tuple[Hashes, npt.NDArray[np.int32]]]
-    """Words in a run to (sorted hashes, index into `names`). A run in two sets is the first one's."""
+    """Number of words in a run to (sorted hashes, index into `names`). A run in two sets belongs to the first."""
     skipped: dict[str, int]
-    """Texts with fewer than FEWEST_WORDS words, by set."""
+    """Number of texts with fewer than FEWEST_WORDS words, by set."""
 
     @classmethod
-    def of(cls, protected: dict[str, Sequence[str]], n: int) -> "NGramIndex":
-        """Index every run of `n` words of each text; a shorter text is one run, whole."""
+    def build(cls, protected: dict[str, Sequence[str]], n: int) -> "NGramIndex":
+        """Index every run of `n` words of each text. A shorter text is one run.
+
+        Args:
+            protected: the texts of each evaluation set.
+        """
         found: dict[int, dict[int, int]] = {}
         skipped: dict[str, int] = {}
         vocabulary = _WordHashes()
@@ -85,8 +89,8 @@ class NGramSearch:
         self._index, self._vocabulary = index, _WordHashes()
 
     def first_match(self, texts: Sequence[str]) -> list[int | None]:
-        """For each text, the first evaluation set (index into `names`) that it shares a run with, else None."""
-        # one long array of words for the batch: the work per document is then only splitting it into words
+        """For each text, the first evaluation set (index into `names`) that it shares a run with, or None."""
+        # one array of words for the whole batch, so that the only work per document is splitting it into words
         words: list[int] = []
         starts = []
         for text in texts:

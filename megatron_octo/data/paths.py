@@ -1,4 +1,4 @@
-"""The local files that a source's paths name."""
+"""Resolves the paths and globs of a source to local files."""
 
 import glob
 import os
@@ -10,28 +10,28 @@ from megatron_octo.reading.text import expanded, shown_path
 
 
 def input_files(key: str, patterns: Sequence[str]) -> list[Path]:
-    """The files of paths and globs, in the order given, each glob sorted, each file once.
+    """The files of paths and globs in the given order, each glob sorted, each file once.
 
     Args:
         key: the setting that holds them, for messages.
 
     Raises:
-        DataError: a path or a glob matches no file, or a file is empty of bytes or cannot be read.
+        DataError: a path or a glob matches no file, or a file has no bytes or cannot be read.
     """
     found: dict[Path, None] = {}
     for pattern in patterns:
         try:
             found |= dict.fromkeys(_matches(key, pattern))
-        except (OSError, ValueError) as error:  # a name too long, a folder not to be entered
+        except (OSError, ValueError) as error:  # a name that is too long, a folder without permission
             reason = error.strerror if isinstance(error, OSError) else error
             raise DataError(
-                f"{key}: {shown_path(Path(pattern))} cannot be looked for ({reason}); correct the path"
+                f"{key}: {shown_path(Path(pattern))} cannot be searched ({reason}); correct the path"
             ) from None
     for path in found:
         if not _is_unicode(path):
-            raise DataError(f"{key}: {shown_path(path)}: its name is not UTF-8, which a manifest is; rename it")
+            raise DataError(f"{key}: {shown_path(path)}: its name is not UTF-8, as a manifest must be; rename it")
         if path.stat().st_size == 0:
-            raise DataError(f"{key}: {path} is empty; take it out of the list")
+            raise DataError(f"{key}: {path} is empty; remove it from the list")
         if not os.access(path, os.R_OK):
             raise DataError(f"{key}: {path} cannot be read; change its permissions")
     return list(found)
@@ -56,7 +56,7 @@ def _matches(key: str, pattern: str) -> list[Path]:
 
 
 def _as_glob(path: Path) -> str:
-    """The path as a glob, in which what exists under exactly its name stands for itself: `part[1].jsonl`, if there."""
+    """The path as a glob. The part of it that exists literally is taken literally: `part[1].jsonl`, if that exists."""
     for existing in (path, *path.parents):
         if existing.exists():
             rest = path.relative_to(existing)
@@ -67,6 +67,6 @@ def _as_glob(path: Path) -> str:
 def _nearby(path: Path) -> str:
     folder = path.parent
     if glob.has_magic(str(folder)) or not folder.is_dir():
-        return f" (seen from {Path.cwd()}); correct the path"
+        return f" (relative to {Path.cwd()}); correct the path"
     match = closest(path.name, [entry.name for entry in folder.iterdir()])
     return f"; did you mean {str(folder / match)!r}?" if match is not None else f" in {folder}; correct the path"

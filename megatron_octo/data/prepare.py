@@ -1,4 +1,4 @@
-"""`octo data prepare`: every source that a recipe's stages draw from, ready for Megatron-Core."""
+"""`octo data prepare`: tokenizes every source that a recipe's stages draw from, for Megatron-Core."""
 
 from collections.abc import Mapping, Sequence
 from typing import Literal
@@ -36,18 +36,18 @@ def prepare(
 ) -> None:
     """Write `data/<source>/{train,validation}.{bin,idx}` and `manifest.json` for the sources of a recipe.
 
-    A source already prepared with the same settings is left as it is. The result is the same for any number of
+    A source that was already prepared with the same settings is skipped. The result is the same for any number of
     workers and any executor.
 
     Args:
-        sources: names of sources; None: those that some stage's mixture draws from.
-        workers: tasks at a time. A source is cut into tasks by its size alone.
+        sources: names. None: all sources in the mixture of any stage.
+        workers: number of tasks at a time. Only the size of a source decides how it is cut into tasks.
         executor: `local` (processes of this machine), `slurm` or `ray`, where the run folder must be shared.
-        executor_options: of the executor; `slurm` needs `partition` and `time`.
+        executor_options: the executor's options; `slurm` needs `partition` and `time`.
 
     Raises:
-        DataError: something is wrong with a source, a tokenizer or an evaluation file. All inputs are looked for
-            before any is read. Sources that were finished before stay finished.
+        DataError: something is wrong with a source, a tokenizer or an evaluation file. All inputs are found before
+            any is read. Sources that were already prepared are kept.
     """
     console = console or Console()
     if workers < 1:
@@ -65,13 +65,13 @@ def prepare(
             console.print(f"{name}: already prepared, {format_tokens(before.train.tokens)} tokens")
             continue
         if before is not None:
-            console.print(f"{name}: settings or input changed since it was prepared, so again")
+            console.print(f"{name}: settings or input changed since it was prepared; preparing it again")
         pending[name] = (find_inputs(name, recipe.data.sources[name], common.heldout), digest)
     table = _table()
     for name, (inputs, digest) in pending.items():
         prepared = prepare_source(name, recipe.data.sources[name], inputs, digest, run.source(name), common)
         _add_row(table, prepared.manifest)
-        _say(console, name, prepared.bad_rows)
+        _print_bad_rows(console, name, prepared.bad_rows)
     if pending:
         console.print(table)
 
@@ -86,7 +86,7 @@ def _common(
 ) -> Common:
     tokenizer = load_tokenizer(recipe.model, run.tokenizer)
     problems = heldout_problems(recipe)
-    index = NGramIndex.of(read_protected(recipe.data.decontamination), recipe.data.decontamination.ngram)
+    index = NGramIndex.build(read_protected(recipe.data.decontamination), recipe.data.decontamination.ngram)
     for name, skipped in index.skipped.items():
         if skipped:
             console.print(f"decontamination: {skipped:,} texts of {name} are too short to search for")
@@ -101,16 +101,17 @@ def _common(
         end_of_document_id=tokenizer.convert_tokens_to_ids(end),
     )
     heldout = tuple(problem.question for problem in [*problems, *practice_problems(recipe)])
-    file = run.tokenizer / "tokenizer.json"
-    return Common(file, record, index, heldout, workers, executor, options, console)
+    return Common(run.tokenizer_file, record, index, heldout, workers, executor, options, console)
 
 
 def _finished(run: RunFolder, name: str) -> SourceManifest | None:
     folder = run.source(name)
     if not folder.exists():
         return None
-    if not (folder / MANIFEST).exists():
-        raise DataError(f"{folder}: in the way, and no prepared source (no {MANIFEST}); remove it, and run this again")
+    if not run.source_manifest(name).exists():
+        raise DataError(
+            f"{folder}: not a prepared source (no {MANIFEST}), but in its place; remove it, and run this again"
+        )
     manifest = read_manifest(folder)
     for file in (*manifest.train.files, *manifest.validation.files):
         path = folder / file.path
@@ -120,7 +121,7 @@ def _finished(run: RunFolder, name: str) -> SourceManifest | None:
 
 
 def _inputs_changed(before: SourceManifest, recipe: Recipe, name: str) -> bool:
-    """Whether local input files are others than were read, by name and size. Gone altogether is no change."""
+    """Whether the names or sizes of the local input files changed. If the files are gone, that is no change."""
     source = recipe.data.sources[name]
     if not before.inputs or not isinstance(source, JsonlSource | ParquetSource):
         return False
@@ -153,7 +154,7 @@ def _add_row(table: Table, manifest: SourceManifest) -> None:
     )
 
 
-def _say(console: Console, name: str, bad_rows: BadRows) -> None:
+def _print_bad_rows(console: Console, name: str, bad_rows: BadRows) -> None:
     if bad_rows.total:
         console.print(f"{name}: {bad_rows.total:,} of {bad_rows.rows:,} rows could not be used", highlight=False)
         for line in bad_rows.lines():

@@ -1,4 +1,4 @@
-"""The progress bar of one source, fed by the small files that its tasks write."""
+"""The progress bar of one source, updated from small files that its tasks write."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -16,7 +16,7 @@ _POLL_SECONDS = 0.5
 
 
 class _Rate(ProgressColumn):
-    """Tokens a second since the source began."""
+    """Tokens per second since the source was started."""
 
     def render(self, task: Task) -> Text:
         elapsed = task.elapsed or 0.0
@@ -26,7 +26,7 @@ class _Rate(ProgressColumn):
 
 @contextmanager
 def progress_of(console: Console, name: str, folder: Path, tasks: int, total: int | None) -> Iterator[None]:
-    """Show a bar while the body runs; with no `total` it is open-ended, and no time left is claimed."""
+    """Show a bar while the body runs. Without `total`, it is open-ended and shows no remaining time."""
     columns = (
         TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[documents]:,} documents"), _Rate(),
         TimeRemainingColumn(),
@@ -36,7 +36,7 @@ def progress_of(console: Console, name: str, folder: Path, tasks: int, total: in
             yield
             return
         task = bar.add_task(name, total=total, documents=0, tokens=0)
-        with _Watch(lambda: _show(bar, task, folder, tasks)):
+        with _Poller(lambda: _show(bar, task, folder, tasks)):
             yield
 
 
@@ -46,11 +46,11 @@ def _show(bar: Progress, task: TaskID, folder: Path, tasks: int) -> None:
     bar.update(task, completed=done, documents=documents, tokens=tokens)
 
 
-class _Watch:
-    """Calls a function twice a second from a thread of its own."""
+class _Poller:
+    """Calls a function twice a second from its own thread."""
 
-    def __init__(self, look: Callable[[], None]) -> None:
-        self._look, self._stop = look, threading.Event()
+    def __init__(self, poll: Callable[[], None]) -> None:
+        self._poll, self._stop = poll, threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def __enter__(self) -> None:
@@ -64,4 +64,4 @@ class _Watch:
 
     def _run(self) -> None:
         while not self._stop.wait(_POLL_SECONDS):
-            self._look()
+            self._poll()

@@ -1,8 +1,8 @@
-"""First steps of a pipeline: rows of a source as documents, with every row that cannot be one counted.
+"""First steps of a pipeline: the rows of a source as documents. Rows that cannot be used are counted.
 
-These build on datatrove's readers. Its `JsonlReader` and `ParquetReader` drop what they cannot read with a line in
-a log, and share a source out by whole files: here bad rows are counted by reason with their file and line, and one
-large file is read by many tasks.
+They build on datatrove's base reader. datatrove's `JsonlReader` and `ParquetReader` drop unreadable rows with a line in
+a log, and distribute only whole files. Here bad rows are counted by reason with file and line, and many tasks can read
+one large file.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from megatron_octo.data.tally import Tally
 
 
 class FileRows(BaseReader):
-    """Rows of local files: each task reads the piece of its rank."""
+    """Rows of local files. Each task reads the piece of its rank."""
 
     name = "Files"
 
@@ -31,7 +31,7 @@ class FileRows(BaseReader):
         with closing(open_rows(piece, format.fields)) as rows:
             for row in rows:
                 tally.rows += 1
-                tally.done = rows.read
+                tally.done = rows.progress
                 try:
                     text = format(row)
                 except BadRow as reason:
@@ -43,7 +43,7 @@ class FileRows(BaseReader):
 
 
 class BuiltinDocuments(BaseReader):
-    """A built-in corpus, made as it is read, by one task: that its texts differ is known only in one place."""
+    """A built-in corpus, generated as it is read. Only one task can ensure that its texts are all different."""
 
     name = "Built-in corpus"
 

@@ -1,4 +1,4 @@
-"""The fingerprint of everything that decides a source's tokens, by which prepared sources are kept or made again."""
+"""The digest of all settings that decide a source's tokens, which decides whether a prepared source is still valid."""
 
 from importlib import metadata
 from pathlib import Path
@@ -9,7 +9,7 @@ from megatron_octo.data.decontaminate import protected_digest
 from megatron_octo.data.heldout import heldout_settings
 from megatron_octo.data.manifest import SourceManifest, read_manifest
 from megatron_octo.data.tokenizer import tokenizer_sha256
-from megatron_octo.data.tokenizer_file import cuts_texts
+from megatron_octo.data.tokenizer_file import asks_for_truncation
 from megatron_octo.errors import DataError, did_you_mean
 from megatron_octo.recipe import Recipe
 from megatron_octo.recipe.data import BuiltinSource
@@ -17,14 +17,14 @@ from megatron_octo.runtime.files import sha256_of_json
 from megatron_octo.runtime.run_folder import RunFolder
 
 PREPARATION_VERSION = 1
-"""Raised whenever the same settings would give other tokens."""
+"""Increased whenever the same settings would give other tokens."""
 
 
 def settings_digest(recipe: Recipe, source: str, tokenizer: Path) -> str:
     """SHA-256 of the source's section, the tokenizer, decontamination, held-out settings and the end of document.
 
-    The contents of local inputs are not in it (their names and sizes are compared apart, and the manifest has
-    their SHA-256); the contents of evaluation files are.
+    It includes the contents of evaluation files, but not those of local inputs: their names and sizes are compared
+    separately, and the manifest has their SHA-256.
 
     Raises:
         DataError: an evaluation file or the tokenizer is missing.
@@ -42,21 +42,21 @@ def settings_digest(recipe: Recipe, source: str, tokenizer: Path) -> str:
         decontamination = recipe.data.decontamination
         values["decontamination"] = decontamination.model_dump(mode="json")
         values["evaluation_files"] = protected_digest(decontamination)
-    if cuts_texts(tokenizer / "tokenizer.json"):
-        values["truncation"] = "off"  # what was prepared with it on was cut, and is made again
+    if asks_for_truncation(tokenizer / "tokenizer.json"):
+        values["truncation"] = "off"  # documents prepared with truncation were cut, so they are prepared again
     if isinstance(section, BuiltinSource):
         values["corpus"] = {"version": CORPUS_VERSION, "reasoning-gym": metadata.version("reasoning-gym")}
     return sha256_of_json(values)
 
 
 def sources_in_use(recipe: Recipe) -> list[str]:
-    """Sources that some stage's mixture draws from, in the recipe's order."""
+    """The sources in the mixture of any stage, in the recipe's order."""
     used = {source for stage in recipe.stages.values() for source in stage.mixture}
     return [name for name in recipe.data.sources if name in used]
 
 
 def known_sources(recipe: Recipe, names: list[str]) -> list[str]:
-    """`names`, each once.
+    """`names` without duplicates.
 
     Raises:
         DataError: the recipe has no such source.
@@ -69,7 +69,7 @@ def known_sources(recipe: Recipe, names: list[str]) -> list[str]:
 
 
 def current_manifest(recipe: Recipe, run: RunFolder, source: str) -> SourceManifest:
-    """The manifest of a source, if it was prepared with the settings the recipe has now.
+    """The manifest of a source that was prepared with the recipe's current settings.
 
     Raises:
         DataError: it was not prepared, or with other settings.
@@ -77,7 +77,7 @@ def current_manifest(recipe: Recipe, run: RunFolder, source: str) -> SourceManif
     manifest = read_manifest(run.source(source))
     if manifest.settings_digest != settings_digest(recipe, source, run.tokenizer):
         raise DataError(
-            f"{run.source(source)}: prepared with other settings than the recipe has now (source, tokenizer, "
+            f"{run.source(source)}: prepared with other settings than the recipe's current ones (source, tokenizer, "
             "decontamination or held-out problems); run `octo data prepare`"
         )
     return manifest

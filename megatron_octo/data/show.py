@@ -27,9 +27,9 @@ def show_samples(recipe: Recipe, run: RunFolder, stage: str, numbers: Sequence[i
         sequence_length=recipe.train.sequence_length,
         seed=recipe.seed,
         tokens=read_token_ids(recipe, run),
-        cache=run.stage(stage) / "cache",
+        cache=run.index_cache(stage),
     )
-    tokenizer = Tokenizer.from_file(str(run.tokenizer / "tokenizer.json"))
+    tokenizer = Tokenizer.from_file(str(run.tokenizer_file))
     for number in numbers:
         source = mixture.source_names[mixture.source_of_sample[number]]
         step = number // recipe.train.global_batch_size + 1

@@ -1,4 +1,4 @@
-"""One source, from its input to a finished folder."""
+"""Prepares one source, from its input to the finished folder."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -32,13 +32,13 @@ _VERSIONS_OF = ("megatron-octo", "megatron-core", "datatrove", "tokenizers", "re
 
 @dataclass(frozen=True)
 class Common:
-    """What all sources of a preparation share."""
+    """Everything that all sources of a preparation share."""
 
     tokenizer_file: Path
     tokenizer: TokenizerRecord
     index: NGramIndex
     heldout: tuple[str, ...]
-    """Held-out expressions."""
+    """Expressions of held-out and practice problems."""
     workers: int
     executor: ExecutorName
     options: Mapping[str, str]
@@ -47,14 +47,14 @@ class Common:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A source that is done."""
+    """A prepared source."""
 
     manifest: SourceManifest
     bad_rows: BadRows
 
 
 def prepare_source(name: str, source: Source, inputs: Inputs, digest: str, final: Path, common: Common) -> Prepared:
-    """Read, format, decontaminate, tokenize, split, check and put in place; nothing is left behind on failure.
+    """Read, format, decontaminate, tokenize, split, check and publish a source. A failure leaves nothing behind.
 
     Raises:
         DataError: too many bad rows, too little text for the validation split, or a damaged input.
@@ -64,7 +64,7 @@ def prepare_source(name: str, source: Source, inputs: Inputs, digest: str, final
         tasks, output = folder / "tasks", folder / "output"
         tasks.mkdir()
         output.mkdir()
-        # the input is hashed while it is tokenized; hashing lets go of the interpreter
+        # the input is hashed while it is tokenized; hashing releases the GIL
         hashes = background.submit(lambda: tuple(_described(path) for path in inputs.files))
         try:
             with progress_of(common.console, name, tasks, inputs.tasks, inputs.total):
@@ -76,7 +76,7 @@ def prepare_source(name: str, source: Source, inputs: Inputs, digest: str, final
                     common.executor,
                     common.options,
                 )
-            plan, reports = _weighed(name, source, tasks, inputs.tasks, limits)
+            plan, reports = _plan_and_check(name, source, tasks, inputs.tasks, limits)
         except BaseException:
             background.shutdown(wait=False, cancel_futures=True)
             raise
@@ -86,7 +86,7 @@ def prepare_source(name: str, source: Source, inputs: Inputs, digest: str, final
         for split, record in (("train", train), ("validation", validation)):
             size, end = common.tokenizer.vocab_size, common.tokenizer.end_of_document_id
             check_readable(output / split, record, size, end)
-        bad_rows = BadRows.of(reports)
+        bad_rows = BadRows.from_reports(reports)
         contaminated = Counter[str]()
         for report in reports:
             contaminated.update(report["contaminated"])
@@ -116,7 +116,7 @@ def prepare_source(name: str, source: Source, inputs: Inputs, digest: str, final
 def _steps(source: Source, inputs: Inputs, tasks: Path, limits: Limits, common: Common) -> list[Any]:
     tally = Tally(str(tasks))
     steps: list[Any] = [inputs.reader(tally)]
-    # built-in corpora leave held-out problems out as they are made
+    # built-in corpora are generated without held-out problems
     heldout = () if isinstance(source, BuiltinSource) else common.heldout
     if source.decontaminate and (common.index.runs or heldout):
         steps.append(Decontaminate(common.index, heldout, tally))
@@ -124,16 +124,25 @@ def _steps(source: Source, inputs: Inputs, tasks: Path, limits: Limits, common: 
     return [*steps, TokenWriter(tasks, common.tokenizer_file, end, tally, limits)]
 
 
-def _weighed(name: str, source: Source, tasks: Path, count: int, limits: Limits) -> tuple[Plan, list[dict[str, Any]]]:
-    """The plan of the splits and the reports of the tasks it draws from, once both are found good."""
+def _plan_and_check(
+    name: str, source: Source, tasks: Path, count: int, limits: Limits
+) -> tuple[Plan, list[dict[str, Any]]]:
+    """Plan the splits, and check the bad rows and the sizes of the splits.
+
+    Returns:
+        The plan, and the reports of the tasks that it draws from.
+
+    Raises:
+        DataError: too many bad rows, or too little text.
+    """
     plan = plan_splits(tasks, count, limits)
     reports = []
     for rank in range(plan.ranks):
         report = read_report(tasks, rank)
         if report is None:
-            raise DataError(f"{name}: task {rank} left no report, though it ended; run `octo data prepare` again")
+            raise DataError(f"{name}: task {rank} ended without a report; run `octo data prepare` again")
         reports.append(report)
-    BadRows.of(reports).check(name, source.max_bad_rows)
+    BadRows.from_reports(reports).check(name, source.max_bad_rows)
     validation = sum(int(mask.sum()) for mask in plan.validation)
     train = sum(int(mask.sum()) for mask in plan.train)
     if validation < source.validation_documents or not train:
@@ -148,7 +157,7 @@ def _weighed(name: str, source: Source, tasks: Path, count: int, limits: Limits)
 
 
 def _dtype(tokenizer: TokenizerRecord) -> Any:
-    # as datatrove's writer chooses: 16 bits where every id fits
+    # the choice of datatrove's writer: 16 bits if every id fits
     return "uint16" if tokenizer.vocab_size <= np.iinfo(np.uint16).max + 1 else "int32"
 
 

@@ -1,4 +1,4 @@
-"""What one task of a pipeline counts, shared by its steps and handed to the preparing process as a small file."""
+"""The counts of one pipeline task, which its steps share and write to small files for the parent process."""
 
 import json
 import time
@@ -19,23 +19,23 @@ _REPORT = ("rows", *_PROGRESS, "bad", "places", "lines", "contaminated")
 
 @dataclass
 class Tally:
-    """Counts of one task. The steps of a pipeline hold the same one, and `begin` clears it for each task."""
+    """Counts of one task. All steps of a pipeline share one tally, and `begin` clears it for each task."""
 
     folder: str
-    """Where reports go: `<rank>.json` when a task is done, `<rank>.progress` while it works."""
+    """Folder of the reports: `<rank>.json` of a finished task, `<rank>.progress` of a running one."""
     rank: int = 0
     rows: int = 0
     documents: int = 0
     tokens: int = 0
     done: int = 0
-    """How much of the input is read, in the units of the plan's total (bytes, or documents)."""
+    """How much of the input was read, in the unit of `Inputs.total` (bytes or documents)."""
     bad: Counter[str] = field(default_factory=Counter)
     places: dict[str, list[tuple[str, int]]] = field(default_factory=dict)
-    """For each reason the first few places: file, and line counted from 0 within this task's part of the file."""
+    """The first few places of each reason: file, and line counted from 0 within this task's piece of the file."""
     lines: dict[str, int] = field(default_factory=dict)
-    """Lines of each file that this task read."""
+    """Number of lines that this task read of each file."""
     contaminated: Counter[str] = field(default_factory=Counter)
-    """Documents dropped, by evaluation set."""
+    """Number of dropped documents by evaluation set."""
     next_tick: float = 0.0
 
     def begin(self, rank: int) -> None:
@@ -53,7 +53,7 @@ class Tally:
             places.append((file, line))
 
     def tick(self) -> None:
-        """Let the preparing process see how far this task is; at most twice a second."""
+        """Report the progress of this task to the parent process, at most twice a second."""
         now = time.monotonic()
         if now >= self.next_tick:
             self.next_tick = now + _TICK_SECONDS
@@ -61,7 +61,7 @@ class Tally:
             write_text_atomically(Path(self.folder) / f"{self.rank:05d}.progress", json.dumps(progress))
 
     def finish(self) -> None:
-        """Write the report, which says that this task's files are whole."""
+        """Write the report. Its presence means that this task's files are complete."""
         report = {
             "rows": self.rows, "documents": self.documents, "tokens": self.tokens, "done": self.done,
             "bad": self.bad, "places": self.places, "lines": self.lines, "contaminated": self.contaminated,
@@ -70,10 +70,10 @@ class Tally:
 
 
 def read_report(folder: Path, rank: int) -> dict[str, Any] | None:
-    """A finished task's report; None while there is none.
+    """The report of a finished task; None if it is not finished.
 
     Raises:
-        DataError: it is damaged.
+        DataError: the report is damaged.
     """
     path = folder / f"{rank:05d}.json"
     if not path.is_file():
@@ -88,11 +88,11 @@ def read_report(folder: Path, rank: int) -> dict[str, Any] | None:
 
 
 def read_progress(folder: Path, rank: int) -> dict[str, Any] | None:
-    """How far a task is: its report, or what it last said; None before it has begun, or where it cannot be read."""
+    """The report of a finished task, or the last progress of a running one; None if none can be read."""
     for name in (f"{rank:05d}.json", f"{rank:05d}.progress"):
         try:
             progress = read_json_object(folder / name, DataError, needs=_PROGRESS)
-        except DataError:  # a bar is no reason to stop
+        except DataError:  # only the progress bar needs it
             continue
         if all(type(progress[key]) is int and progress[key] >= 0 for key in _PROGRESS):
             return progress

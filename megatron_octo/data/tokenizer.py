@@ -1,4 +1,4 @@
-"""The tokenizer of a run: loaded or made once, checked, and kept in the run folder for every later leg."""
+"""The tokenizer of a run: loaded or made once, checked, and stored in the run folder for everything that follows."""
 
 import shutil
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from megatron_octo.data.tokenizer_file import read_object_leniently, read_tokenizer_file, without_limits
+from megatron_octo.data.tokenizer_file import read_object_leniently, read_tokenizer_file, without_truncation
 from megatron_octo.errors import DataError, OctoError, first_line
 from megatron_octo.reading.json_text import read_json
 from megatron_octo.reading.text import shown_path
@@ -24,14 +24,14 @@ _FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", 
 
 
 def load_tokenizer(model: ModelSection, folder: Path) -> "PreTrainedTokenizerFast":
-    """The recipe's tokenizer, saved in `folder`, where `AutoTokenizer.from_pretrained` finds it too.
+    """The recipe's tokenizer, stored in `folder`, where `AutoTokenizer.from_pretrained` also finds it.
 
-    A hub tokenizer that `folder` already holds is not fetched again. Truncation and padding that tokenizer.json asks
-    for are switched off: a document is never cut, and never filled up. Code that comes with a tokenizer is never run.
+    A hub tokenizer that is already in `folder` is not downloaded again. Truncation and padding that tokenizer.json asks
+    for are disabled, so that documents are never cut or padded. Code that comes with a tokenizer is never run.
 
     Raises:
-        DataError: there is no such tokenizer, it is damaged or needs code of its own, `end_of_document` is not one
-            token of it, or its ids do not fit `architecture.vocab_size`.
+        DataError: there is no such tokenizer, it is damaged or needs code of its own, `end_of_document` is not one of
+            its tokens, or its ids do not fit `architecture.vocab_size`.
     """
     origin = {"tokenizer": model.tokenizer, "revision": model.tokenizer_revision}
     is_builtin = model.tokenizer == BYTES_TOKENIZER
@@ -56,10 +56,10 @@ def load_tokenizer(model: ModelSection, folder: Path) -> "PreTrainedTokenizerFas
 
 
 def tokenizer_sha256(folder: Path) -> str:
-    """SHA-256 of a saved tokenizer's tokenizer.json.
+    """SHA-256 of a stored tokenizer's tokenizer.json.
 
     Raises:
-        DataError: there is none.
+        DataError: there is no such file.
     """
     path = folder / "tokenizer.json"
     if not path.is_file():
@@ -68,16 +68,16 @@ def tokenizer_sha256(folder: Path) -> str:
 
 
 def vocabulary_size(tokenizer: Tokenizer) -> int:
-    """The highest token id, and one: what an embedding must hold. Ids may have gaps, so it is not a count."""
+    """The highest token id plus one, which is the number of rows an embedding needs. Ids may have gaps."""
     vocabulary: dict[str, int] = tokenizer.get_vocab(with_added_tokens=True)
     return max(vocabulary.values(), default=-1) + 1
 
 
 def bytes_tokenizer() -> Tokenizer:
-    """One token a byte of UTF-8: ids 0 to 255 are the bytes, then `<|endoftext|>`, `<|pad|>`, `<think>`, `</think>`.
+    """One token for each byte of UTF-8 (ids 0 to 255), then `<|endoftext|>`, `<|pad|>`, `<think>` and `</think>`.
 
-    Any text is read back exactly. No token is added at the beginning. `<think>` and `</think>` are not special:
-    they are found in text, and decoding keeps them.
+    Decoding gives back any text exactly. No token is added at the beginning. `<think>` and `</think>` are not special:
+    they are recognised in text, and decoding keeps them.
     """
     vocabulary = {character: byte for byte, character in _byte_characters().items()}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
@@ -89,7 +89,7 @@ def bytes_tokenizer() -> Tokenizer:
 
 
 def _byte_characters() -> dict[int, str]:
-    """The printable stand-in that `ByteLevel` maps every byte to (`bytes_to_unicode` in GPT-2's code)."""
+    """The printable character that `ByteLevel` maps each byte to (`bytes_to_unicode` in GPT-2's code)."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     characters = {byte: chr(byte) for byte in printable}
     others = [byte for byte in range(256) if byte not in characters]
@@ -141,10 +141,10 @@ def _read(path: Path, model: ModelSection) -> Tokenizer:
 
 
 def open_tokenizer(folder: Path, key: str) -> "PreTrainedTokenizerFast":
-    """The tokenizer of a folder, with its truncation and padding switched off.
+    """The tokenizer of a folder, with truncation and padding disabled.
 
     Args:
-        key: what names it, for messages.
+        key: the setting that names it, for messages.
 
     Raises:
         DataError: it is damaged, needs code of its own, or is not a fast one.
@@ -154,14 +154,14 @@ def open_tokenizer(folder: Path, key: str) -> "PreTrainedTokenizerFast":
     config = read_object_leniently(folder / "tokenizer_config.json", key)
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
-    except Exception as error:  # transformers raises many kinds
+    except Exception as error:  # transformers raises many types
         code = "auto_map" in config
         why = "it needs code of its own (auto_map), which is never run here" if code else first_line(error)
-        way_out = "take auto_map out, or choose a tokenizer that transformers has" if code else "copy it again"
+        way_out = "remove auto_map, or choose a tokenizer that transformers has" if code else "copy it again"
         raise DataError(f"{key}: not a tokenizer that transformers reads ({why}); {way_out}") from None
     if not getattr(tokenizer, "is_fast", False):
-        raise DataError(f"{key}: not a fast tokenizer; choose one that tokenizer.json is enough for")
-    without_limits(tokenizer.backend_tokenizer)
+        raise DataError(f"{key}: not a fast tokenizer; choose one that is defined by tokenizer.json alone")
+    without_truncation(tokenizer.backend_tokenizer)
     return cast(PreTrainedTokenizerFast, tokenizer)
 
 
@@ -190,7 +190,7 @@ def _check(model: ModelSection, tokenizer: Tokenizer) -> None:
 def _origin_of(folder: Path) -> Any:
     try:
         return read_json(folder / _ORIGIN, DataError)
-    except OctoError:  # none, or damaged: it is fetched again
+    except OctoError:  # missing or damaged: download again
         return None
 
 

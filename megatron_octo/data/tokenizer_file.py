@@ -1,4 +1,4 @@
-"""tokenizer.json: read with limits, and with its truncation and padding switched off."""
+"""Reads tokenizer.json with limits, and disables its truncation and padding."""
 
 from functools import lru_cache
 from pathlib import Path
@@ -14,19 +14,19 @@ from megatron_octo.reading.json_text import json_kind
 from megatron_octo.reading.text import read_text, shown_path
 
 MOST_BYTES = 256 << 20
-"""Gemma's, the largest we know, has 33 MB."""
+"""The largest one we know, Gemma's, has 33 MB."""
 MOST_ID = 2**31 - 2
 """Tokens are written as 32-bit integers."""
 
 
 def read_tokenizer_file(path: Path, key: str) -> Tokenizer:
-    """A tokenizer that neither cuts a text nor fills one up.
+    """The tokenizer of a file, without truncation and padding.
 
     Args:
         key: the setting that names it, for messages.
 
     Raises:
-        DataError: the file is missing, too large, not JSON, or no tokenizer; or it has no token.
+        DataError: the file is missing, too large, not JSON, or not a tokenizer; or the tokenizer has no tokens.
     """
     text = read_text(path, DataError, MOST_BYTES)
     try:
@@ -40,22 +40,22 @@ def read_tokenizer_file(path: Path, key: str) -> Tokenizer:
         ids = tokenizer.get_vocab(with_added_tokens=True).values()
     except (KeyboardInterrupt, SystemExit):
         raise
-    except BaseException as error:  # a bare Exception; a panic of its Rust code is no Exception at all
+    except BaseException as error:  # many types; and a panic of its Rust code does not derive from Exception
         raise DataError(f"{key}: {path.name} is not a tokenizer ({first_line(error)}); copy it again") from None
     if not ids:
         raise DataError(f"{key}: {path.name} has no tokens; copy it again")
     if max(ids) > MOST_ID:
         raise DataError(
-            f"{key}: {path.name} has a token of id {max(ids)}, and at most {MOST_ID} is read; copy it again"
+            f"{key}: {path.name} has a token with id {max(ids)}, and at most {MOST_ID} is allowed; copy it again"
         )
-    return without_limits(tokenizer)
+    return without_truncation(tokenizer)
 
 
 def read_object_leniently(path: Path, key: str, error: type[OctoError] = DataError) -> dict[str, Any]:
-    """A JSON object such as tokenizer_config.json, where transformers writes 10^30 as the largest length.
+    """A JSON object such as tokenizer_config.json, in which transformers writes 10^30 for "no limit".
 
     Raises:
-        OctoError: of type `error`, where the file is missing, too large, or no JSON object.
+        OctoError: of type `error`, if the file is missing, too large, or not a JSON object.
     """
     value = row_or_reason(read_text(path, error).encode())
     if not isinstance(value, dict):
@@ -64,21 +64,21 @@ def read_object_leniently(path: Path, key: str, error: type[OctoError] = DataErr
     return value
 
 
-def without_limits(tokenizer: Tokenizer) -> Tokenizer:
-    """The same tokenizer with truncation and padding switched off."""
+def without_truncation(tokenizer: Tokenizer) -> Tokenizer:
+    """Disable truncation and padding. Returns the same tokenizer."""
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
 
 
-def cuts_texts(path: Path) -> bool:
-    """Whether tokenizer.json asks for truncation. Before it was switched off here, documents were cut by it."""
+def asks_for_truncation(path: Path) -> bool:
+    """Whether tokenizer.json asks for truncation. Earlier versions applied it, so that documents were cut."""
     status = path.stat()
-    return _cuts_texts(path, status.st_mtime_ns, status.st_size)
+    return _asks_for_truncation(path, status.st_mtime_ns, status.st_size)
 
 
 @lru_cache(maxsize=8)
-def _cuts_texts(path: Path, modified: int, size: int) -> bool:
-    del modified, size  # what the cache goes by
+def _asks_for_truncation(path: Path, modified: int, size: int) -> bool:
+    del modified, size  # only keys of the cache
     value: Any = orjson.loads(read_text(path, DataError, MOST_BYTES))
     return isinstance(value, dict) and value.get("truncation") is not None

@@ -1,4 +1,4 @@
-"""`octo data verify`: prepared files, read again and compared with what their manifests say."""
+"""`octo data verify`: compares prepared files with their manifests."""
 
 from rich.console import Console
 
@@ -12,13 +12,13 @@ from megatron_octo.runtime.run_folder import RunFolder
 
 
 def verify_sources(recipe: Recipe, run: RunFolder, sources: list[str] | None, console: Console) -> bool:
-    """Recompute size and SHA-256 of every prepared file, and say of each source whether it is whole.
+    """Recompute size and SHA-256 of every prepared file, and print for each source whether it is intact.
 
     Args:
-        sources: names; None: those that some stage's mixture draws from.
+        sources: names. None: all sources in the mixture of any stage.
 
     Returns:
-        whether all are whole, and made by the tokenizer that lies beside them.
+        Whether all sources are intact and were made with the run folder's tokenizer.
 
     Raises:
         DataError: the recipe has no such source.
@@ -39,10 +39,10 @@ def verify_sources(recipe: Recipe, run: RunFolder, sources: list[str] | None, co
                 damaged[name] = str(error)
     for name in names:
         if name in damaged:
-            line = f"{name}: NOT whole: {damaged[name]}"
+            line = f"{name}: DAMAGED: {damaged[name]}"
         else:
             files = [*manifests[name].train.files, *manifests[name].validation.files]
-            line = f"{name}: whole ({len(files)} files, {split_bytes(manifests[name]):,} bytes)"
+            line = f"{name}: intact ({len(files)} files, {split_bytes(manifests[name]):,} bytes)"
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     return not damaged
 
@@ -51,10 +51,11 @@ def _manifest(run: RunFolder, name: str) -> SourceManifest:
     manifest = read_manifest(run.source(name))
     if manifest.source != name:
         raise DataError(
-            f"{run.source(name)}: its manifest is of source {manifest.source!r}; remove it and run `octo data prepare`"
+            f"{run.source(name)}: its manifest belongs to source {manifest.source!r}; remove it and run "
+            "`octo data prepare`"
         )
     if manifest.tokenizer.sha256 != tokenizer_sha256(run.tokenizer):
         raise DataError(
-            f"{run.source(name)}: made by another tokenizer than {run.tokenizer} holds now; run `octo data prepare`"
+            f"{run.source(name)}: made with another tokenizer than the one in {run.tokenizer}; run `octo data prepare`"
         )
     return manifest

@@ -1,4 +1,4 @@
-"""The last step of a pipeline: tokens into one task's `.bin`, with what the merge needs beside it."""
+"""The last step of a pipeline: writes one task's tokens to a `.bin`, and the files that the merge needs."""
 
 import hashlib
 import os
@@ -25,13 +25,13 @@ _BATCH_CHARACTERS = 4_000_000
 
 
 class TokenWriter(MegatronDocumentTokenizer):
-    """datatrove's `MegatronDocumentTokenizer`, writing by the batch rather than by the document.
+    """datatrove's `MegatronDocumentTokenizer`, writing by batch instead of by document.
 
-    Beside `<rank>_tokens.bin` and `.idx` it leaves `<rank>.lengths.npy` (tokens of each document, int32) and
-    `<rank>.hashes.npy` (64 bits of each text, uint64), by which the merge cuts and splits. No token is added but
-    the end of document: datatrove replaces the tokenizer's own post-processor, so no beginning-of-text token
-    stands between packed documents. Truncation and padding are off. A special token spelled out in a text is encoded
-    as plain text, so text cannot end a document.
+    In addition to `<rank>_tokens.bin` and `.idx` it writes `<rank>.lengths.npy` (tokens of each document, int32) and
+    `<rank>.hashes.npy` (64 bits of each text, uint64), which the merge needs to apply limits and split. The only token
+    added is the end of document: datatrove replaces the tokenizer's post-processor, so there is no beginning-of-text
+    token between packed documents. Truncation and padding are disabled. A special token spelled out in a text is
+    encoded as plain text, so that no text can end a document.
     """
 
     def __init__(self, folder: Path, tokenizer: Path, end_of_document: str, tally: Tally, limits: Limits) -> None:
@@ -40,17 +40,17 @@ class TokenWriter(MegatronDocumentTokenizer):
 
     @cached_property
     def token_size(self) -> int:
-        """Bytes of a token, by the highest id; datatrove goes by their number, and ids may have gaps."""
+        """Bytes per token, from the highest id. datatrove uses the number of tokens, but ids can have gaps."""
         return 4 if vocabulary_size(self.tokenizer) > np.iinfo(np.uint16).max + 1 else 2
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """Read once a process, however many tasks it runs."""
+        """The tokenizer, which is read once for all tasks of a process."""
         return _tokenizer(self.tokenizer_name_or_path, self.eos_token)
 
     def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> None:
         self._tally.begin(rank)
-        if self._limits.any and enough_before(self._folder, rank, self._limits):
+        if self._limits.any and earlier_tasks_reach_limits(self._folder, rank, self._limits):
             data = iter(())
         super().run(data, rank, world_size)
         self._tally.finish()
@@ -61,7 +61,7 @@ class TokenWriter(MegatronDocumentTokenizer):
         hashes: list[int] = []
         for batch in _batches(data):
             with self.track_time(unit="batch"):
-                # no offsets are needed, and skipping them is faster
+                # the fast variant leaves out offsets, which are not needed
                 encoded = [encoding.ids for encoding in self.tokenizer.encode_batch_fast([d.text for d in batch])]
                 lengths.extend(map(len, encoded))
                 tokens = np.fromiter(chain.from_iterable(encoded), dtype=out.token_dtype)
@@ -81,12 +81,12 @@ class TokenWriter(MegatronDocumentTokenizer):
 
 
 def text_hash(text: str) -> int:
-    """64 bits of a text: what decides whether it is kept for validation, and finds its duplicates."""
+    """64 bits of a text, which decide whether it is a validation document, and find its duplicates."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
 
 
-def enough_before(folder: Path, rank: int, limits: Limits) -> bool:
-    """Whether the tasks before this one are done and reach the limits, so that none of its text would be kept."""
+def earlier_tasks_reach_limits(folder: Path, rank: int, limits: Limits) -> bool:
+    """Whether the earlier tasks are finished and reach the limits, so that no text of this task would be kept."""
     lengths: list[npt.NDArray[np.int32]] = []
     for earlier in range(rank):
         if read_report(folder, earlier) is None:
@@ -96,7 +96,7 @@ def enough_before(folder: Path, rank: int, limits: Limits) -> bool:
 
 
 def _batches(data: DocumentsPipeline) -> Iterator[list[Document]]:
-    """Batches bounded in documents and in characters, so that long documents do not fill the memory."""
+    """Batches that are limited in documents and in characters, so that long documents do not fill the memory."""
     batch: list[Document] = []
     characters = 0
     for document in data:

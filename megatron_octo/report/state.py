@@ -46,7 +46,7 @@ def stage_states(recipe: Recipe, run: RunFolder) -> list[StageState]:
 
 def is_prepared(run: RunFolder, source: str) -> bool:
     """Whether a source is prepared. Its manifest is written last."""
-    return (run.source(source) / "manifest.json").is_file()
+    return run.source_manifest(source).is_file()
 
 
 def _state_of(recipe: Recipe, run: RunFolder, name: str) -> StageState:

@@ -62,7 +62,7 @@ def _sources(recipe: Recipe, run: RunFolder) -> Table:
     table.add_column("used by")
     for name, source in recipe.data.sources.items():
         prepared = is_prepared(run, name)
-        tokens = _training_tokens(run.source(name) / "manifest.json") if prepared else None
+        tokens = _training_tokens(run.source_manifest(name)) if prepared else None
         table.add_row(
             escape(name),
             source.kind,

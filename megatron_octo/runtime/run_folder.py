@@ -22,7 +22,7 @@ class RunFolder:
     root: Path
 
     @classmethod
-    def of(cls, recipe: Recipe, runs: Path | None = None) -> "RunFolder":
+    def for_recipe(cls, recipe: Recipe, runs: Path | None = None) -> "RunFolder":
         """The folder of a recipe under `runs` (default: $OCTO_RUNS, else ./runs).
 
         Raises:
@@ -35,6 +35,16 @@ class RunFolder:
             raise RecipeError(f"--runs {shown_path(folder)}: not UTF-8; give a folder whose name is UTF-8") from None
         return cls(folder / recipe.name)
 
+    @classmethod
+    def containing(cls, checkpoint: Path) -> "RunFolder | None":
+        """The run folder of a stage's checkpoint; None for a checkpoint that is elsewhere."""
+        parents = checkpoint.absolute().parents
+        if len(parents) > 3:
+            run = cls(parents[3])
+            if run.recipe.is_file() and run.stage(parents[1].name) == parents[1]:
+                return run
+        return None
+
     @property
     def recipe(self) -> Path:
         return self.root / "recipe.yaml"
@@ -46,6 +56,10 @@ class RunFolder:
     @property
     def tokenizer(self) -> Path:
         return self.data / "tokenizer"
+
+    @property
+    def tokenizer_file(self) -> Path:
+        return self.tokenizer / "tokenizer.json"
 
     @property
     def heldout(self) -> Path:
@@ -67,6 +81,10 @@ class RunFolder:
     def source(self, name: str) -> Path:
         """Folder of one prepared source."""
         return self.data / name
+
+    def source_manifest(self, name: str) -> Path:
+        """Written last. A source is prepared if and only if it exists."""
+        return self.source(name) / "manifest.json"
 
     def stage(self, name: str) -> Path:
         """Folder of one stage."""
@@ -99,6 +117,10 @@ class RunFolder:
     def stage_recipe(self, stage: str) -> Path:
         """The resolved recipe that the stage's ranks were last started with."""
         return self.stage(stage) / "recipe.yaml"
+
+    def index_cache(self, stage: str) -> Path:
+        """Megatron's index files, which are made again if they are missing or damaged."""
+        return self.stage(stage) / "cache"
 
     def exported(self, stage: str) -> Path:
         """A stage's last checkpoint as Hugging Face stores models."""

@@ -156,7 +156,7 @@ def _build(plan: StagePlan, place: Place, saver: CheckpointSaver, verified: str)
         "sequence_length": train.sequence_length,
         "seed": recipe.seed,
         "tokens": plan.tokens,
-        "cache": run.stage(plan.name) / "cache",
+        "cache": run.index_cache(plan.name),
     }
     mixture = build_mixture(plan.training, samples=count_samples(recipe, plan.name), **common)
     held_out_samples = train.validation.batches * train.global_batch_size

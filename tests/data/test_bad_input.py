@@ -27,7 +27,7 @@ def rows(count=100):
 def test_a_glob_that_matches_nothing(tmp_path):
     write_rows(tmp_path / "mine.jsonl", rows())
     fails(tmp_path, jsonl(tmp_path / "mien.jsonl"), r"'.*mien.jsonl' matches no file; did you mean '.*mine.jsonl'\?")
-    fails(tmp_path, jsonl(tmp_path / "nowhere" / "*.gz"), r"matches no file \(seen from .*\); correct the path")
+    fails(tmp_path, jsonl(tmp_path / "nowhere" / "*.gz"), r"matches no file \(relative to .*\); correct the path")
 
 
 def test_nothing_is_read_before_all_is_found(tmp_path):
@@ -40,9 +40,9 @@ def test_nothing_is_read_before_all_is_found(tmp_path):
 
 def test_an_empty_file(tmp_path):
     (tmp_path / "a.jsonl").touch()
-    fails(tmp_path, jsonl(tmp_path / "a.jsonl"), r"a.jsonl is empty; take it out of the list")
+    fails(tmp_path, jsonl(tmp_path / "a.jsonl"), r"a.jsonl is empty; remove it from the list")
     (tmp_path / "b.jsonl").write_text("\n\n\n")
-    fails(tmp_path, jsonl(tmp_path / "b.jsonl"), r"there is no row in its input")
+    fails(tmp_path, jsonl(tmp_path / "b.jsonl"), r"its input has no rows")
 
 
 def test_too_many_bad_rows_are_listed_by_reason_file_and_line(tmp_path):
@@ -67,7 +67,7 @@ def test_a_compressed_file_that_is_cut_short(tmp_path):
     whole = gzip.compress("".join(json.dumps(row) + "\n" for row in rows(5000)).encode())
     file = tmp_path / "a.jsonl.gz"
     file.write_bytes(whole[: len(whole) // 2])
-    fails(tmp_path, jsonl(file), r"a.jsonl.gz: damaged or cut short \(.*\); fetch the file again")
+    fails(tmp_path, jsonl(file), r"a.jsonl.gz: damaged or cut short \(.*\); download the file again")
     file.write_bytes(b"not gzip at all")
     fails(tmp_path, jsonl(file), r"a.jsonl.gz: damaged or cut short")
     zst = tmp_path / "a.jsonl.zst"
@@ -136,7 +136,7 @@ def test_a_manifest_that_is_missing_or_damaged(prepared):
         read_manifest(prepared.parent / "b")
     path = prepared / "manifest.json"
     path.write_text(path.read_text().replace('"rows_read"', '"rows"'))
-    with pytest.raises(DataError, match=r"rows_read = .*; not a manifest this version reads; remove .* and run"):
+    with pytest.raises(DataError, match=r"rows_read = .*; not a manifest that this version reads; remove .* and run"):
         read_manifest(prepared)
 
 

@@ -122,7 +122,7 @@ def test_verify(tmp_path):
     recipe_file(tmp_path, {"a": source, "b": source, "c": source})
     octo("data", "prepare", "mine.yaml", "--source", "a", "--source", "b", cwd=tmp_path)
     said = octo("data", "verify", "mine.yaml", "--source", "a", cwd=tmp_path).stdout
-    assert said.startswith("a: whole (4 files, ")
+    assert said.startswith("a: intact (4 files, ")
     folder = tmp_path / "runs" / "mine" / "data"
     data = bytearray((folder / "a/train.bin").read_bytes())
     data[10] ^= 1
@@ -130,15 +130,15 @@ def test_verify(tmp_path):
     done = octo("data", "verify", "mine.yaml", cwd=tmp_path, check=False)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     lines = done.stdout.splitlines()
-    assert lines[0].startswith("a: NOT whole: ") and "train.bin: SHA-256" in lines[0]
-    assert lines[1].startswith("b: whole (4 files, ")
-    assert lines[2].startswith("c: NOT whole: ") and "not prepared" in lines[2]
+    assert lines[0].startswith("a: DAMAGED: ") and "train.bin: SHA-256" in lines[0]
+    assert lines[1].startswith("b: intact (4 files, ")
+    assert lines[2].startswith("c: DAMAGED: ") and "not prepared" in lines[2]
     # the manifest of one source in the folder of another, and a tokenizer that is another one now
     (folder / "b").rename(folder / "c")
     tokenizer = folder / "tokenizer" / "tokenizer.json"
     done = octo("data", "verify", "mine.yaml", "--source", "c", cwd=tmp_path, check=False)
-    assert done.returncode == 2 and "its manifest is of source 'b'" in done.stdout
+    assert done.returncode == 2 and "its manifest belongs to source 'b'" in done.stdout
     (folder / "c").rename(folder / "b")
     tokenizer.write_text(json.dumps(json.loads(tokenizer.read_text())))
     done = octo("data", "verify", "mine.yaml", "--source", "b", cwd=tmp_path, check=False)
-    assert done.returncode == 2 and "made by another tokenizer" in done.stdout
+    assert done.returncode == 2 and "made with another tokenizer" in done.stdout

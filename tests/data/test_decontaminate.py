@@ -47,7 +47,7 @@ def test_it_agrees_with_comparing_every_run(n):
         start = dice.randrange(len(planted))
         middle = ", ".join(planted[start : start + dice.randint(1, 20)]).upper()
         texts.append(f"{sentence(dice, dice.randint(0, 9))} ({middle})! {sentence(dice, dice.randint(0, 9))}")
-    found = NGramSearch(NGramIndex.of(protected, n)).first_match(texts)
+    found = NGramSearch(NGramIndex.build(protected, n)).first_match(texts)
     assert found == [slow_match(text, protected, n) for text in texts]
     assert {0, 1, None} == set(found)
 
@@ -57,7 +57,7 @@ def test_words_are_normalised_as_documented():
 
 
 def test_runs_never_cross_from_one_document_to_the_next():
-    search = NGramSearch(NGramIndex.of({"a": ["one two three four five six"]}, 6))
+    search = NGramSearch(NGramIndex.build({"a": ["one two three four five six"]}, 6))
     assert search.first_match(["one two three", "four five six", "", "one two three four five six"]) == [
         None, None, None, 0
     ]  # fmt: skip

@@ -205,7 +205,7 @@ def test_code_of_a_tokenizer_is_never_run(tokenizer_class, tmp_path, monkeypatch
         ({"tokenizer": "{}"}, "is not a tokenizer"),
         ({"tokenizer": '{"version": "1.0", "model": {"type": "BPE", "vocab": {}, "merges": []}}'}, "has no tokens"),
         ({"tokenizer": '{"model": {"type": "WordLevel", "vocab": {"a": 4294967295}, "unk_token": "a"}}'},
-         "a token of id 4294967295"),
+         "a token with id 4294967295"),
         ({"tokenizer": '{"a": ' + "[" * 5000}, "is not JSON"),
         ({"tokenizer_config": ""}, "is not JSON"),
         ({"tokenizer_config": "[]"}, "holds a list, not an object"),

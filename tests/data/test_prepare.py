@@ -188,7 +188,7 @@ def test_again_it_skips_and_again_after_a_change(texts, tmp_path):
     assert "a: already prepared" in said
     assert (run.source("a") / "train.bin").stat().st_mtime_ns == before
     changed = recipe_of({"a": jsonl(file, validation_documents=9)})
-    with pytest.raises(DataError, match="prepared with other settings than the recipe has now"):
+    with pytest.raises(DataError, match="prepared with other settings than the recipe's current ones"):
         current_manifest(changed, run, "a")
     _, said = run_prepare(changed, run.root)
     assert "changed since it was prepared" in said

@@ -51,7 +51,7 @@ def test_zstandard_cut_in_the_middle(tmp_path):
     data = zstandard.compress("".join(json.dumps(row) + "\n" for row in rows).encode())
     file = tmp_path / "a.jsonl.zst"
     file.write_bytes(data[: len(data) // 2])
-    refused(jsonl(file), tmp_path / "run", "damaged or cut short .*; fetch the file again")
+    refused(jsonl(file), tmp_path / "run", "damaged or cut short .*; download the file again")
 
 
 @pytest.mark.parametrize(
@@ -232,7 +232,7 @@ def test_an_evaluation_file_of_enormous_size(tmp_path):
         file.truncate(1 << 42)  # sparse
     (tmp_path / "b.jsonl.zst").write_bytes(zstandard.compress(bytes(2 << 30)))
     source = jsonl(write_rows(tmp_path / "a.jsonl", ROWS))
-    for name, match in (("e.jsonl", "4,398,046,511,104 bytes, and at most"), ("b.jsonl.zst", "once unpacked")):
+    for name, match in (("e.jsonl", "4,398,046,511,104 bytes, and at most"), ("b.jsonl.zst", "once decompressed")):
         against = {"e": {"paths": [str(tmp_path / name)], "fields": ["q"]}}
         refused(source, tmp_path / "run", match, data__decontamination__against=against)
 
@@ -262,7 +262,7 @@ def test_a_name_that_is_not_utf8(tmp_path):
     path = os.fsencode(tmp_path) + b"/a\xff.jsonl"
     with open(path, "wb") as file:
         file.write(RAW)
-    refused(jsonl(tmp_path / "a*.jsonl"), tmp_path / "run", "its name is not UTF-8, which a manifest is; rename it")
+    refused(jsonl(tmp_path / "a*.jsonl"), tmp_path / "run", "its name is not UTF-8, as a manifest must be; rename it")
 
 
 @pytest.mark.parametrize("end", ["\n", ""])
@@ -329,7 +329,7 @@ def test_nesting_and_numbers_in_a_line(tmp_path):
 def test_a_folder_in_the_way_without_a_manifest(tmp_path):
     file = write_rows(tmp_path / "a.jsonl", ROWS)
     (tmp_path / "run" / "data" / "a").mkdir(parents=True)
-    with pytest.raises(DataError, match=r"in the way, and no prepared source \(no manifest.json\); remove it"):
+    with pytest.raises(DataError, match=r"not a prepared source \(no manifest.json\), but in its place; remove it"):
         run_prepare(recipe_of({"a": jsonl(file)}), tmp_path / "run")
 
 

@@ -69,7 +69,7 @@ def test_checkpoints_verify_and_curves_are_drawn(done):
     folder, first, _ = done
     checkpoints = folder / "runs/mini/stages/stable/checkpoints"
     verified = octo("checkpoint", "verify", str(checkpoints), cwd=folder)
-    assert "step-0000020: whole" in verified.stdout
+    assert "step-0000020: intact" in verified.stdout
     assert (folder / "runs/mini/curves.png").stat().st_size > 10_000
     assert "curves.png" in first
     status = octo("status", str(MINI), cwd=folder).stdout

@@ -1,8 +1,8 @@
 """Problems with checked answers, from reasoning-gym, in the short forms that every built-in corpus shares.
 
-reasoning-gym draws item i of a data set from `seed + i`, so data sets with near seeds share items. Each stream
-here starts at a seed made from its name by SHA-256, so that streams do not lie side by side; and what must be
-apart (training text and held-out problems) is kept apart by text, never by seed.
+reasoning-gym draws item i of a data set from `seed + i`, so data sets with nearby seeds share items. Each stream here
+starts at a seed that is made from its name by SHA-256, so that streams do not overlap. Training text and held-out
+problems are kept apart by comparing texts, never by seeds.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ from functools import cache
 from typing import Any
 
 CORPUS_VERSION = 1
-"""Raised whenever the text of a built-in corpus changes: it is part of the settings that a manifest records."""
+"""Increased whenever the text of a built-in corpus changes. It is part of the settings that a manifest records."""
 
 CORE_SHARE = 0.75
 _ITEMS = 100_000
@@ -24,16 +24,16 @@ _EXPRESSION_SPACED = re.compile(r"(?<=\d)[ \t]*([+\-\u2212])[ \t]*(?=\d)")
 
 @dataclass(frozen=True)
 class Problem:
-    """A problem, worked."""
+    """A problem with its solution."""
 
     question: str
-    """As it stands after `Question:`; for the core skill the bare expression, e.g. `12+7-5`."""
+    """The text after `Question:`; for the core skill only the expression, e.g. `12+7-5`."""
     steps: tuple[str, ...]
-    """Equations in order, e.g. (`12+7=19`, `19-5=14`); empty where the answer is direct."""
+    """Equations in order, e.g. (`12+7=19`, `19-5=14`); empty if the problem has prose instead."""
     answer: str
     is_core: bool = False
     prose: str = ""
-    """Worked text of a word problem, where reasoning-gym has one."""
+    """reasoning-gym's solution of a word problem, in prose."""
 
 
 def expressions_in(text: str) -> list[str]:
@@ -49,14 +49,14 @@ def _tight(match: re.Match[str]) -> str:
 
 
 def stream_seed(name: str) -> int:
-    """First reasoning-gym seed of a named stream: 60 bits of SHA-256, so that streams of items do not overlap."""
+    """The first reasoning-gym seed of a named stream: 60 bits of SHA-256, so that streams of items do not overlap."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") >> 4
 
 
 def core_problem(expression: str) -> Problem | None:
-    """Work a sum or difference as running partial sums; None where a partial sum is negative.
+    """Solve a sum or difference by running partial sums; None if a partial sum is negative.
 
-    Negative partial sums are left out to keep the skill learnable by the smallest models: this is our choice.
+    We leave out negative partial sums to keep the skill learnable for the smallest models.
     """
     parts = re.findall(r"[+-]?\d+", expression)
     total, steps = int(parts[0]), []
@@ -81,7 +81,9 @@ def core_problems(name: str, min_terms: int = 2, max_terms: int = 4) -> Iterator
 
 
 def mixed_problems(name: str, word_problems: float = 0.0) -> Iterator[tuple[Problem, random.Random]]:
-    """An endless stream: CORE_SHARE of the core skill, the rest other short tasks, each with its own dice.
+    """An endless stream of problems, each with its own random generator.
+
+    CORE_SHARE of them are of the core skill, the others are other short tasks.
 
     Args:
         word_problems: share of grade-school word problems (`gsm_symbolic`), which are the longest documents.
@@ -105,7 +107,7 @@ def mixed_problems(name: str, word_problems: float = 0.0) -> Iterator[tuple[Prob
 def _items(task: str, name: str, **settings: Any) -> Iterator[dict[str, Any]]:
     import reasoning_gym
 
-    # gsm_symbolic draws a template for every item when it is made, so the size is held down
+    # gsm_symbolic draws a template for every item when it is created, so the size is limited
     data = reasoning_gym.create_dataset(task, seed=stream_seed(name), size=_ITEMS, **settings)
     index = 0
     while True:

@@ -22,7 +22,7 @@ _WEB_OTHER = (
     "Here is one: {q} {s}. So it is {a}.",
 )
 _WEB_EXERCISES = 0.3
-"""Share of web pages that quote an exercise with its solution, which is what web corpora are filtered for."""
+"""Share of web pages that quote an exercise with its solution, the pages that web corpora are filtered for."""
 
 
 @dataclass(frozen=True)
@@ -30,13 +30,13 @@ class Role:
     """A way to write problems as documents."""
 
     write: Callable[[Problem, random.Random], str]
-    """From a problem and its own dice to the text of a document."""
+    """Makes the text of a document from a problem and its own random generator."""
     word_problems: float
     """Share of word problems in the corpus."""
 
 
 def prompt(question: str) -> str:
-    """What a model is given to answer: the paper's simple template."""
+    """The prompt of a question in the paper's simple template."""
     return SIMPLE_QUESTION.format(question=question)
 
 

@@ -1,4 +1,4 @@
 """Rows of files: one reader for sources, files to decontaminate against, RL prompts and test sets.
 
-`files` is the way in. What a file is, is told by its first bytes and never by its name.
+The entry point is `files`. The first bytes of a file decide what it is, never its name.
 """

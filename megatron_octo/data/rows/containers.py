@@ -1,4 +1,4 @@
-"""What a file is, by its first bytes."""
+"""Recognises the format of a file by its first bytes."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +13,11 @@ BOM = b"\xef\xbb\xbf"
 
 @dataclass(frozen=True)
 class Container:
-    """A form that a file can have."""
+    """A format that a file can have."""
 
     name: str
     way_out: str | None = None
-    """None: it is read."""
+    """For a format that is not read: what the user can do. None: it is read."""
 
 
 TEXT = Container("text")
@@ -29,13 +29,13 @@ PARQUET = Container("Parquet")
 COMPRESSED = (GZIP, ZSTD, XZ, BZIP2)
 _SUFFIXES = {".gz": GZIP, ".zst": ZSTD, ".zstd": ZSTD, ".xz": XZ, ".bz2": BZIP2}
 
-_UNPACK = "unpack it, and name what comes out"
+_UNPACK = "unpack it, and name the files inside"
 _UTF16 = Container("UTF-16 text", "save it as UTF-8, for example with `iconv -f UTF-16 -t UTF-8`")
 _UTF32 = Container("UTF-32 text", "save it as UTF-8, for example with `iconv -f UTF-32 -t UTF-8`")
 _CONVERT = "write it as JSON lines or Parquet"
-_FETCH = "fetch the file itself"
+_FETCH = "download the file itself"
 
-# longer marks first where one begins another
+# if one mark begins with another, the longer one is first
 _MARKS = (
     (b"\x1f\x8b", GZIP),
     (b"\x28\xb5\x2f\xfd", ZSTD),
@@ -51,7 +51,7 @@ _MARKS = (
     (b"PK\x05\x06", Container("an empty ZIP archive", _FETCH)),
     (b"7z\xbc\xaf\x27\x1c", Container("a 7-Zip archive", _UNPACK)),
     (b"Rar!", Container("a RAR archive", _UNPACK)),
-    # by the byte order mark, or by the zeros beside an opening brace or bracket
+    # by the byte order mark, or by the zeros next to an opening brace or bracket
     *((mark, _UTF32) for mark in (b"\xff\xfe\0\0", b"\0\0\xfe\xff", b"{\0\0\0", b"[\0\0\0", b"\0\0\0{", b"\0\0\0[")),
     *((mark, _UTF16) for mark in (b"\xff\xfe", b"\xfe\xff", b"{\0", b"[\0", b"\0{", b"\0[")),
     (b"ARROW1", Container("an Arrow file", _CONVERT)),
@@ -65,11 +65,11 @@ _MARKS = (
     (b"version https://git-lfs", Container("a Git LFS pointer, not the data", "run `git lfs pull`")),
 )
 _TAR = Container("a tar archive", _UNPACK)
-_WEB_PAGE = Container("a web page, perhaps an error that was saved in place of the data", _FETCH)
+_WEB_PAGE = Container("a web page, perhaps an error page that was saved instead of the data", _FETCH)
 
 
 def container_of(head: bytes) -> Container:
-    """What a file is that begins so; text where nothing says otherwise."""
+    """The format of a file that begins with these bytes; text if no other is recognised."""
     for mark, container in _MARKS:
         if head.startswith(mark):
             return container
@@ -81,27 +81,29 @@ def container_of(head: bytes) -> Container:
 
 
 def check_readable(container: Container, path: Path, inside: str = "") -> None:
-    """Refuse what is not read, with its name.
+    """Refuse a format that is not read.
 
     Args:
-        inside: what it is packed in, for the message.
+        inside: the compression around it, for the message.
 
     Raises:
-        DataError: the container is not one that is read.
+        DataError: naming the format.
     """
     if container.way_out is not None:
         raise DataError(f"{shown_path(path)}: {inside}{container.name}, by its first bytes; {container.way_out}")
 
 
 def check_named(container: Container, head: bytes, path: Path) -> None:
-    """Refuse a file named as compressed that is neither that nor JSON (one that a client unpacked on the way is).
+    """Refuse a file whose name says that it is compressed, if it is neither that nor JSON.
+
+    It is JSON if a client has already decompressed it.
 
     Raises:
-        DataError: it is something else.
+        DataError: it is neither.
     """
     named = _SUFFIXES.get(path.suffix)
     if named is None or container is not TEXT or head.removeprefix(BOM).lstrip()[:1] in (b"{", b"["):
         return
     raise DataError(
-        f"{shown_path(path)}: damaged or cut short (not {named.name}, by its first bytes); fetch the file again"
+        f"{shown_path(path)}: damaged or cut short (not {named.name}, by its first bytes); download the file again"
     )

@@ -1,4 +1,4 @@
-"""The way in: what form a file's rows have, and the rows."""
+"""The entry point: detecting the form of a file of rows, and reading its rows."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -17,22 +17,22 @@ from megatron_octo.errors import DataError
 from megatron_octo.reading.text import shown_path
 
 MOST_SMALL_BYTES = 1 << 30
-"""Largest file of problems (to decontaminate against, to practise on, to look prompts up in), unpacked too."""
+"""Largest file of problems (to decontaminate against, to train RL on, to find prompts in), also once decompressed."""
 
-Form = Literal["lines", "list", "object", "parquet"]
+RowsForm = Literal["lines", "list", "object", "parquet"]
 
 
 @dataclass(frozen=True)
-class Shape:
-    """What a file of rows is."""
+class FileForm:
+    """The form of a file of rows."""
 
-    form: Form
-    is_packed: bool
+    rows: RowsForm
+    is_compressed: bool
 
     @property
     def can_be_cut(self) -> bool:
-        """Whether a range of its bytes can be read by itself."""
-        return self.form == "lines" and not self.is_packed
+        """Whether a range of its bytes can be read separately."""
+        return self.rows == "lines" and not self.is_compressed
 
 
 @dataclass(frozen=True)
@@ -42,21 +42,21 @@ class Piece:
     path: str
     start: int
     end: int
-    """Exclusive. A line belongs to the piece it begins in."""
+    """Exclusive. A line belongs to the piece that it begins in."""
     weight: int
     """Bytes on disk, for the progress bar."""
-    form: Form = "lines"
+    form: RowsForm = "lines"
 
 
 class Rows(Protocol):
-    """Rows that are being read, those that cannot be as their BadRow."""
+    """Rows of a piece. A row that cannot be read is yielded as a BadRow."""
 
     number: int
-    """Of the row that was given last, counted from 0 (of lines, with the blank ones); at the end how many."""
+    """Index of the last row (for lines, counting blank ones); at the end the number of rows."""
 
     @property
-    def read(self) -> int:
-        """How much of the piece's weight is done."""
+    def progress(self) -> int:
+        """How much of the piece's weight was read."""
 
     def __iter__(self) -> Iterator[Any]: ...
 
@@ -64,24 +64,24 @@ class Rows(Protocol):
         """Close the file."""
 
 
-def shape_of(path: Path) -> Shape:
-    """Look at a file's beginning.
+def detect_form(path: Path) -> FileForm:
+    """Detect the form of a file from its beginning.
 
     Raises:
-        DataError: it cannot be opened, or is nothing that holds rows; with what it is.
+        DataError: it cannot be opened, or is in a format without rows, which the message names.
     """
     with open_stream(path) as stream:
         if stream.container is PARQUET:
-            return Shape("parquet", False)
-        return Shape(_form_of(stream), stream.is_packed)
+            return FileForm("parquet", False)
+        return FileForm(_detect_text_form(stream), stream.is_compressed)
 
 
 def open_rows(piece: Piece, fields: Sequence[str], most_bytes: int | None = None) -> Rows:
     """The rows of a piece.
 
     Args:
-        fields: those that will be asked for; Parquet's other columns are not read.
-        most_bytes: of the file once unpacked.
+        fields: the fields that will be used; other columns of Parquet are not read.
+        most_bytes: largest size of the file, once decompressed.
 
     Raises:
         DataError: the file cannot be opened; while reading, it is damaged or cut short.
@@ -98,52 +98,52 @@ def open_rows(piece: Piece, fields: Sequence[str], most_bytes: int | None = None
 
 
 def read_rows(path: Path, fields: Sequence[str], most_bytes: int = MOST_SMALL_BYTES) -> Iterator[tuple[int, Any]]:
-    """Numbered rows (from 1; of JSON lines, the line) of a file that is read from end to end.
+    """All rows of a file with their numbers from 1 (for JSON lines, the number of the line).
 
     Raises:
-        DataError: it is no regular file, larger than `most_bytes` (unpacked too), damaged, cut short, or nothing that
-            holds rows.
+        DataError: it is not a regular file, larger than `most_bytes` (also once decompressed), damaged, cut short, or
+            in a format without rows.
     """
-    with closing(open_rows(small_piece(path, most_bytes), fields, most_bytes)) as rows:
+    with closing(open_rows(_whole_file(path, most_bytes), fields, most_bytes)) as rows:
         for row in rows:
             yield rows.number + 1, row
 
 
-def small_piece(path: Path, most_bytes: int = MOST_SMALL_BYTES) -> Piece:
-    """All of a file, as one piece.
+def _whole_file(path: Path, most_bytes: int = MOST_SMALL_BYTES) -> Piece:
+    """A whole file as one piece.
 
     Raises:
-        DataError: as `read_rows`.
+        DataError: see `read_rows`.
     """
     size = regular_size(path)
     if size > most_bytes:
         raise DataError(
             f"{shown_path(path)}: {size:,} bytes, and at most {most_bytes:,} are read here; is it the right file?"
         )
-    shape = shape_of(path)
+    form = detect_form(path)
     end = size
-    if shape.form == "parquet":
+    if form.rows == "parquet":
         with closing(open_parquet(path)) as file:
             end = file.metadata.num_row_groups
-            unpacked = sum(file.metadata.row_group(group).total_byte_size for group in range(end))
-        if unpacked > most_bytes:
+            decompressed = sum(file.metadata.row_group(group).total_byte_size for group in range(end))
+        if decompressed > most_bytes:
             raise DataError(
-                f"{shown_path(path)}: {unpacked:,} bytes once unpacked, and at most {most_bytes:,} are read"
+                f"{shown_path(path)}: {decompressed:,} bytes once decompressed, and at most {most_bytes:,} are read"
             )
-    return Piece(str(path), 0, end, size, shape.form)
+    return Piece(str(path), 0, end, size, form.rows)
 
 
 def regular_size(path: Path) -> int:
-    """Bytes of a file.
+    """Size of a file in bytes.
 
     Raises:
-        DataError: there is none, or it is a folder or a device.
+        DataError: there is no such file, or it is a folder or a device.
     """
     try:
         if path.is_dir():
             raise DataError(f"{shown_path(path)}: a folder; name the files in it")
         if not path.exists():
-            raise DataError(f"{shown_path(path)}: there is no such file (seen from {Path.cwd()}); correct the path")
+            raise DataError(f"{shown_path(path)}: there is no such file (relative to {Path.cwd()}); correct the path")
         if not path.is_file():
             raise DataError(f"{shown_path(path)}: not a regular file; name a file")
         return path.stat().st_size
@@ -151,8 +151,8 @@ def regular_size(path: Path) -> int:
         raise unreadable(path, error) from None
 
 
-def _form_of(stream: Stream) -> Form:
-    """One JSON value over several lines, or alone on its line, is a list or an object; all else is lines."""
+def _detect_text_form(stream: Stream) -> RowsForm:
+    """A list or an object, if the file is one JSON value on one or several lines; otherwise lines."""
     first = b""
     while is_blank(first):
         first = stream.readline(MOST_ROW_BYTES + 1)
@@ -161,7 +161,7 @@ def _form_of(stream: Stream) -> Form:
     start = first.removeprefix(BOM).lstrip()[:1]
     if start not in (b"[", b"{"):
         return "lines"
-    form: Form = "list" if start == b"[" else "object"
+    form: RowsForm = "list" if start == b"[" else "object"
     if len(first) > MOST_ROW_BYTES:
         return "list" if form == "list" else "lines"
     if _is_json(first):

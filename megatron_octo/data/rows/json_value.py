@@ -1,4 +1,4 @@
-"""One JSON value of a row, read as leniently as is safe: what nobody asked for spoils no row."""
+"""The JSON value of a row, read leniently, so that a strange value in an unused field does not spoil the row."""
 
 import json
 from typing import Any
@@ -13,9 +13,9 @@ TOO_LONG = f"longer than {MOST_ROW_BYTES >> 20} MiB"
 
 
 def row_or_reason(raw: bytes) -> Any:
-    """The value of a line, or the BadRow that says why there is none."""
+    """The value of a line, or a BadRow with the reason why it has none."""
     try:
-        return orjson.loads(raw)  # first here: it is done for every row of a corpus
+        return orjson.loads(raw)  # first, since this runs for every row of a corpus
     except orjson.JSONDecodeError:
         pass
     try:
@@ -25,18 +25,18 @@ def row_or_reason(raw: bytes) -> Any:
 
 
 def is_blank(raw: bytes) -> bool:
-    """Whether a line holds nothing but spaces and a byte order mark."""
+    """Whether a line contains nothing but spaces and a byte order mark."""
     return not raw or raw.isspace() or (raw.startswith(BOM) and not raw[len(BOM) :].strip())
 
 
 def lenient_decoder() -> json.JSONDecoder:
-    """Python's own decoder: it reads NaN and halves of surrogate pairs. Integers beyond 64 bits become floats."""
+    """Python's own decoder, which reads NaN and lone surrogates. Integers beyond 64 bits become floats."""
     return json.JSONDecoder(parse_int=_integer)
 
 
 def _parse_leniently(raw: bytes) -> Any:
-    # NaN, infinities, huge numbers and halves of surrogate pairs often stand in a field that the recipe does not use; a
-    # field that is used is checked when it is
+    # NaN, infinities, huge numbers and lone surrogates are common in fields that the recipe does not use; a field that
+    # it uses is checked later
     try:
         text = raw.removeprefix(BOM).decode()
     except UnicodeDecodeError:

@@ -1,4 +1,4 @@
-"""JSON lines, whole or the lines that begin in a range of bytes."""
+"""JSON lines: a whole file, or the lines that begin in a range of bytes."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -11,15 +11,15 @@ _SKIPPED = 1 << 20
 
 
 class LineRows:
-    """The rows of JSON lines. Blank lines are no rows. A row that cannot be read is given as its BadRow."""
+    """The rows of JSON lines, without blank lines. A row that cannot be read is yielded as a BadRow."""
 
     def __init__(self, stream: Stream, start: int, end: int) -> None:
-        """Read the lines that begin in [start, end); a packed file is read whole."""
+        """Read the lines that begin in [start, end); a compressed file is always read whole."""
         self._stream, self._start, self._size = stream, start, end - start
         self.number = 0
-        """Of the row that was given last, counted from 0; at the end how many lines there were."""
-        self.read = 0
-        """Bytes of the range that are done (packed, if it is packed)."""
+        """The line of the last row, counted from 0; at the end the number of lines."""
+        self.progress = 0
+        """Bytes of the range that were read, in the file as it is stored."""
 
     def __iter__(self) -> Iterator[Any]:
         line = -1
@@ -35,26 +35,26 @@ class LineRows:
         self._stream.close()
 
     def _lines(self) -> Iterator[bytes]:
-        """Lines, each at most one byte longer than MOST_ROW_BYTES: then it is only the beginning of one."""
-        if self._stream.is_packed:
+        """Lines, each cut after MOST_ROW_BYTES + 1 bytes."""
+        if self._stream.is_compressed:
             while line := self._stream.readline(MOST_ROW_BYTES + 1):
                 self._skip_rest(line)
-                self.read = self._stream.packed
+                self.progress = self._stream.position
                 yield line
             return
         if self._start:
-            # a line is of the range it begins in: step back one byte, so that a line that begins here is kept
+            # a line belongs to the range it begins in: step back one byte, so that a line that begins here is kept
             self._stream.seek(self._start - 1)
-            self.read = self._skip() - 1
-        while self.read < self._size and (line := self._stream.readline(MOST_ROW_BYTES + 1)):
-            self.read += len(line) + self._skip_rest(line)
+            self.progress = self._skip() - 1
+        while self.progress < self._size and (line := self._stream.readline(MOST_ROW_BYTES + 1)):
+            self.progress += len(line) + self._skip_rest(line)
             yield line
 
     def _skip_rest(self, line: bytes) -> int:
         return self._skip() if _is_cut(line) else 0
 
     def _skip(self) -> int:
-        """Leave out what is left of a line, little by little. Returns how many bytes that were."""
+        """Skip the rest of a line in small reads. Returns the number of bytes skipped."""
         skipped = 0
         while part := self._stream.readline(_SKIPPED):
             skipped += len(part)

@@ -1,4 +1,4 @@
-"""Files that are one JSON value: a list, read item by item, or an object."""
+"""Files that are one JSON value: a list, which is read item by item, or an object."""
 
 import codecs
 import json
@@ -19,23 +19,23 @@ _AFTER_NUMBER = tuple(",]" + _SPACE)
 
 
 class ListRows:
-    """The items of a JSON list of any length, of which one item at a time is held."""
+    """The items of a JSON list of any length. Only one item is in memory at a time."""
 
     def __init__(self, stream: Stream) -> None:
         self._stream, self._decoder = stream, lenient_decoder()
         self._utf8 = codecs.getincrementaldecoder("utf-8-sig")()
         self._text, self._at, self._ended = "", 0, False
         self.number = 0
-        """Of the item that was given last, counted from 0; at the end how many there were."""
+        """Index of the last item; at the end the number of items."""
 
     @property
-    def read(self) -> int:
-        """Bytes of the file that are done."""
-        return self._stream.packed
+    def progress(self) -> int:
+        """Bytes of the file that were read, as it is stored."""
+        return self._stream.position
 
     def __iter__(self) -> Iterator[Any]:
         if self._take() != "[":
-            raise self._error(0, "no list")
+            raise self._error(0, "not a list")
         number = 0
         if self._peek() == "]":
             self._at += 1
@@ -55,7 +55,7 @@ class ListRows:
                 case "":
                     raise self._error(number, "the file ends in the middle of the list; is it cut short?")
                 case other:
-                    raise self._error(number, f"{other!r} stands where a comma is expected")
+                    raise self._error(number, f"{other!r} instead of a comma")
         self._check_end(number)
 
     def close(self) -> None:
@@ -78,20 +78,20 @@ class ListRows:
                     why = f"not JSON ({error.msg}); is it cut short?" if self._ended else TOO_LONG
                     raise self._error(number, why) from None
             else:
-                # a number may go on beyond what is held
+                # a number may continue beyond the text in memory
                 if self._ended or isinstance(value, dict | list | str) or self._text[end : end + 1] in _AFTER_NUMBER:
                     self._at = end
                     return value
             self._more()
 
     def _take(self) -> str:
-        """The next character that is no space; nothing at the end."""
+        """The next character that is not white space, consumed; empty at the end."""
         character = self._peek()
         self._at += len(character)
         return character
 
     def _peek(self) -> str:
-        """As `_take`, but it stays."""
+        """The next character that is not white space; empty at the end."""
         while True:
             while self._at < len(self._text):
                 if (character := self._text[self._at]) not in _SPACE:
@@ -102,7 +102,7 @@ class ListRows:
             self._more()
 
     def _more(self) -> None:
-        """Read on. As much again as is held, so that a long item is tried only a few times."""
+        """Read as much again as is in memory, so that a long item is parsed only a few times."""
         self._text, self._at = self._text[self._at :], 0
         data = self._stream.read(max(_FIRST_READ, len(self._text)))
         self._ended = not data
@@ -113,22 +113,22 @@ class ListRows:
 
     def _error(self, number: int, why: str) -> DataError:
         return DataError(
-            f"{self._stream.path}: one JSON list, by its first character, but not read at item {number + 1}: {why} "
-            "(of JSON lines, each line is one object)"
+            f"{self._stream.path}: one JSON list, by its first character, but unreadable at item {number + 1}: {why} "
+            "(in JSON lines, each line is one object)"
         )
 
 
 class ObjectRows:
-    """A file that is one JSON object: a row, if it has one of the fields; else its values are rows."""
+    """A file that is one JSON object: it is a row if it has one of the fields, otherwise its values are rows."""
 
     def __init__(self, stream: Stream, fields: Sequence[str]) -> None:
         self._stream, self._fields = stream, fields
-        self.number = self.read = 0
+        self.number = self.progress = 0
 
     def __iter__(self) -> Iterator[Any]:
         raw = read_whole(self._stream)
         value: Any = BadRow(f"longer than {MOST_WHOLE_BYTES >> 20} MiB") if raw is None else row_or_reason(raw)
-        self.read = self._stream.packed
+        self.progress = self._stream.position
         is_row = not isinstance(value, dict) or any(has_field(value, field) for field in self._fields)
         if is_row or not all(isinstance(item, dict) for item in value.values()):
             yield value
@@ -144,6 +144,6 @@ class ObjectRows:
 
 
 def read_whole(stream: Stream) -> bytes | None:
-    """What is left of a stream without a byte order mark; None where it is more than MOST_WHOLE_BYTES."""
+    """The rest of a stream, without a byte order mark; None if it has more than MOST_WHOLE_BYTES."""
     raw = stream.read(MOST_WHOLE_BYTES + 1)
     return None if len(raw) > MOST_WHOLE_BYTES else raw.removeprefix(BOM)

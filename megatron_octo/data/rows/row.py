@@ -1,4 +1,4 @@
-"""A row, and what is in its fields."""
+"""A row and the values of its fields."""
 
 import functools
 from collections.abc import Iterable, Mapping
@@ -14,24 +14,24 @@ _SHOWN = 60
 
 
 class BadRow(Exception):
-    """A row that cannot be used. The message is the reason it is counted under."""
+    """A row that cannot be used. The message is the reason under which it is counted."""
 
 
 def has_field(columns: Iterable[str], field: str) -> bool:
-    """Whether rows of these columns can have a field; of `messages.1.content` only the first part is a column."""
+    """Whether rows with these columns can have a field. In `messages.1.content` only the first part is a column."""
     return field in columns or field.partition(".")[0] in columns
 
 
 def columns_of(columns: Iterable[str], fields: Iterable[str]) -> list[str]:
-    """The columns to read for these fields."""
+    """The columns that contain these fields."""
     return list(dict.fromkeys(field if field in columns else field.partition(".")[0] for field in fields))
 
 
 def field_of(row: Any, field: str) -> Any:
-    """The value of a field. A dot steps into what is nested (`messages.1.content`), unless a column is named so.
+    """The value of a field. Dots step into nested values (`messages.1.content`), unless a column has that name.
 
     Raises:
-        BadRow: the row is no object, or lacks the field.
+        BadRow: the row is not an object, or lacks the field.
     """
     if isinstance(row, BadRow):
         raise row
@@ -47,7 +47,7 @@ def text_of(row: Any, field: str) -> str:
     """The text of a field.
 
     Raises:
-        BadRow: there is no such field, or it is not text, empty, or not Unicode.
+        BadRow: there is no such field, or its value is not text, empty, or not Unicode.
     """
     value = field_of(row, field)
     if not isinstance(value, str):
@@ -56,10 +56,10 @@ def text_of(row: Any, field: str) -> str:
 
 
 def checked_text(text: str, field: str) -> str:
-    """A text, once it is found to be some, and Unicode.
+    """The text itself, after checking that it is not empty and is valid Unicode.
 
     Raises:
-        BadRow: it is empty, or holds half of a surrogate pair.
+        BadRow: it is empty, or contains a lone surrogate.
     """
     if not text or text.isspace():
         raise BadRow(f"field {field!r} is empty")
@@ -72,7 +72,7 @@ def checked_text(text: str, field: str) -> str:
 
 
 def kind_of(value: Any) -> str:
-    """The type of a value in JSON's words; of what only Parquet has (bytes, dates), the name of its type."""
+    """The type of a value in JSON's terms; for types that only Parquet has (bytes, dates), the name of the type."""
     if value is None or isinstance(value, bool | int | float | str | list | dict):
         return json_kind(value)
     return type(value).__name__
@@ -88,5 +88,5 @@ def fields_seen(row: Any) -> str:
 
 
 def _step(value: Any, part: str) -> Any:
-    """One step of a dotted field: a key of an object, or a place in a list."""
+    """One step of a dotted field: a key of an object, or an index of a list."""
     return value[int(part)] if isinstance(value, list) else value[part]

@@ -1,4 +1,4 @@
-"""The bytes of a file, unpacked where it is compressed; one that is cut short or damaged is never taken for whole."""
+"""The bytes of a file, decompressed if necessary. A damaged or truncated file always raises an error."""
 
 import bz2
 import gzip
@@ -26,27 +26,29 @@ from megatron_octo.errors import DataError
 from megatron_octo.reading.text import shown_path
 
 MOST_WINDOW_BYTES = 1 << 31
-"""Largest Zstandard window: what `zstd --long=31` writes, the most of its 64-bit builds."""
+"""Largest Zstandard window: that of `zstd --long=31`, the maximum of its 64-bit builds."""
 _XZ_MEMORY = 1 << 30
-_PACKED = 8 << 10
-"""Bytes unpacked at a time. 8 KiB of Zstandard become 256 MiB at the very most, of xz and bzip2 what is asked for."""
+_COMPRESSED_BYTES = 8 << 10
+"""Compressed bytes that are read at a time. 8 KiB of Zstandard decompress to 256 MiB at most; for xz and bzip2 the
+output is limited separately."""
 _BUFFER = 1 << 20
 _DAMAGE = (OSError, EOFError, zlib.error, lzma.LZMAError, zstandard.ZstdError)
 
 
 class Stream:
-    """A file that is being read. `packed` counts bytes of the file itself, for progress bars."""
+    """An open file that is read from its beginning to its end."""
 
     def __init__(self, path: Path, container: Container, raw: IO[bytes], most_bytes: int | None = None) -> None:
-        self.path, self.container, self._raw, self._most, self._given = path, container, raw, most_bytes, 0
-        self.file: IO[bytes] = _unpacked(container, raw)
+        self.path, self.container, self._raw, self._most, self._returned = path, container, raw, most_bytes, 0
+        self.file: IO[bytes] = _decompressed(container, raw)
 
     @property
-    def is_packed(self) -> bool:
+    def is_compressed(self) -> bool:
         return self.container in COMPRESSED
 
     @property
-    def packed(self) -> int:
+    def position(self) -> int:
+        """Bytes of the stored file that were read, for progress bars."""
         return self._raw.tell()
 
     def readline(self, most: int) -> bytes:
@@ -66,22 +68,22 @@ class Stream:
         return data if self._most is None else self._counted(data)
 
     def peek(self) -> bytes:
-        """The next bytes of a packed file, up to HEAD_BYTES, which stay."""
+        """The next bytes of a compressed file, up to HEAD_BYTES, without consuming them."""
         try:
             return self.file.peek(HEAD_BYTES)[:HEAD_BYTES]  # type: ignore[attr-defined,no-any-return]
         except _DAMAGE as error:
             raise _damaged(self.path, error) from None
 
     def _counted(self, data: bytes) -> bytes:
-        self._given += len(data)
-        if self._most is not None and self._given > self._most:
+        self._returned += len(data)
+        if self._most is not None and self._returned > self._most:
             raise DataError(
-                f"{shown_path(self.path)}: more than {self._most:,} bytes once unpacked; is it the right file?"
+                f"{shown_path(self.path)}: more than {self._most:,} bytes once decompressed; is it the right file?"
             )
         return data
 
     def seek(self, position: int) -> None:
-        """Go to a byte of a file that is not packed."""
+        """Go to a byte of a file that is not compressed."""
         self.file.seek(position)
 
     def close(self) -> None:
@@ -97,14 +99,14 @@ class Stream:
 
 
 def open_stream(path: Path, most_bytes: int | None = None) -> Stream:
-    """A file, to be read from its beginning. Parquet is opened too, as the bytes it is.
+    """Open a file. Parquet is opened as plain bytes.
 
     Args:
-        most_bytes: reading more than this raises DataError, however it is packed.
+        most_bytes: reading more than this, after decompression, raises DataError.
 
     Raises:
-        DataError: it cannot be opened, or its first bytes are those of something that is not read. Reading raises it
-            where compressed data is damaged, cut short, or followed by something else.
+        DataError: it cannot be opened, or its first bytes are those of a format that is not read. Reading raises it if
+            compressed data is damaged, cut short, or followed by something else.
     """
     try:
         raw = open(path, "rb", buffering=_BUFFER)  # noqa: SIM115 (closed by the stream)
@@ -117,7 +119,7 @@ def open_stream(path: Path, most_bytes: int | None = None) -> Stream:
         check_readable(container, path)
         check_named(container, head, path)
         stream = Stream(path, container, raw, most_bytes)
-        if stream.is_packed:
+        if stream.is_compressed:
             _check_inside(stream)
     except OSError as error:
         raw.close()
@@ -129,7 +131,7 @@ def open_stream(path: Path, most_bytes: int | None = None) -> Stream:
 
 
 def unreadable(path: Path, error: Exception) -> DataError:
-    """The error for a file that the system does not give."""
+    """The error for a file that the operating system cannot read."""
     reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return DataError(f"{shown_path(path)}: cannot be read ({reason}); correct the path or its permissions")
 
@@ -139,19 +141,19 @@ def _check_inside(stream: Stream) -> None:
     packing = f"{stream.container.name} of "
     check_readable(container, stream.path, packing)
     if container in COMPRESSED or container.name == "Parquet":
-        raise DataError(f"{shown_path(stream.path)}: {packing}{container.name}, by its first bytes; unpack it once")
+        raise DataError(f"{shown_path(stream.path)}: {packing}{container.name}, by its first bytes; decompress it once")
 
 
 def _damaged(path: Path, error: Exception) -> DataError:
     if "too much memory" in str(error) or "Memory usage limit" in str(error):
         return DataError(
-            f"{shown_path(path)}: unpacking needs a larger window than {MOST_WINDOW_BYTES >> 20:,} MiB (xz: "
-            f"{_XZ_MEMORY >> 20:,} MiB of memory); pack it again with a smaller one"
+            f"{shown_path(path)}: decompression needs a larger window than {MOST_WINDOW_BYTES >> 20:,} MiB (xz: "
+            f"{_XZ_MEMORY >> 20:,} MiB of memory); compress it again with a smaller one"
         )
-    return DataError(f"{shown_path(path)}: damaged or cut short ({error}); fetch the file again")
+    return DataError(f"{shown_path(path)}: damaged or cut short ({error}); download the file again")
 
 
-def _unpacked(container: Container, raw: IO[bytes]) -> IO[bytes]:
+def _decompressed(container: Container, raw: IO[bytes]) -> IO[bytes]:
     if container not in COMPRESSED:
         return raw
     if container is GZIP:
@@ -167,16 +169,16 @@ def _unpacked(container: Container, raw: IO[bytes]) -> IO[bytes]:
 
 
 class _Frames(io.RawIOBase):
-    """Frames one after another.
+    """Decompresses consecutive frames.
 
-    The libraries' own readers take a frame that is cut short, or garbage after one, for the end of the file.
+    The libraries' own readers treat a frame that is cut short, or garbage after a frame, as the end of the file.
     """
 
     def __init__(self, raw: IO[bytes], new: Callable[[], Any], name: str) -> None:
         self._raw, self._new, self._name = raw, new, name
         self._frame: Any = None
         self._rest = b""
-        """Bytes of the file that no frame has taken."""
+        """Bytes of the file that belong to no frame yet."""
         self._out = memoryview(b"")
 
     def readable(self) -> bool:
@@ -192,25 +194,25 @@ class _Frames(io.RawIOBase):
         return count
 
     def _advance(self) -> bool:
-        """Unpack some more; False at a proper end."""
+        """Decompress some more; False at the proper end of the file."""
         if self._frame is None and not self._begin():
             return False
         needs_input = getattr(self._frame, "needs_input", True)
-        data = (self._rest or self._raw.read(_PACKED)) if needs_input else b""
+        data = (self._rest or self._raw.read(_COMPRESSED_BYTES)) if needs_input else b""
         self._rest = b""
         if needs_input and not data:
             raise EOFError(f"the file ends in the middle of its {self._name}")
         bounded = hasattr(self._frame, "needs_input")
-        unpacked = self._frame.decompress(data, _BUFFER) if bounded else self._frame.decompress(data)
-        self._out = memoryview(unpacked)
+        output = self._frame.decompress(data, _BUFFER) if bounded else self._frame.decompress(data)
+        self._out = memoryview(output)
         if self._frame.eof:
             self._rest, self._frame = self._frame.unused_data, None
         return True
 
     def _begin(self) -> bool:
-        """Stand at the next frame; False where there is none. Zeros after a frame are padding."""
+        """Begin the next frame; False if there is none. Zeros after a frame are padding."""
         while not self._rest.lstrip(b"\0"):
-            self._rest = self._raw.read(_PACKED)
+            self._rest = self._raw.read(_COMPRESSED_BYTES)
             if not self._rest:
                 return False
         if not self._rest.startswith(b"\0"):

@@ -119,7 +119,7 @@ def test_a_flipped_bit_is_found(kind, tmp_path):
 def test_a_window_beyond_the_limit_says_so(tmp_path):
     header = b"\x28\xb5\x2f\xfd\x00" + bytes([(32 - 10) << 3]) + b"\x01\x00\x00"  # a window of 4 GiB, one empty block
     (tmp_path / "a").write_bytes(header)
-    with pytest.raises(DataError, match=r"needs a larger window than 2,048 MiB .*; pack it again with a smaller one"):
+    with pytest.raises(DataError, match=r"needs a larger window than 2,048 MiB .*; compress it again with a smaller one"):
         read(tmp_path / "a")
 
 
@@ -197,7 +197,7 @@ def test_a_list_that_is_cut_or_broken_is_refused_with_the_item(tmp_path):
     for damaged, match in (
         (text[: len(text) // 2], r"item \d+: .*cut short"), (text[:-1], "item 3001: the file ends in the middle"),
         (text + "x", "something follows the list"),
-        (text.replace("}, {", "} {", 1), r"item 2: '\{' stands where a comma"),
+        (text.replace("}, {", "} {", 1), r"item 2: '\{' instead of a comma"),
         ("[", "item 1: not JSON"), ("[1,]", "item 2"), ("[" * 100_000, "nested too deep"),
     ):  # fmt: skip
         path.write_text(damaged)
