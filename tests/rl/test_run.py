@@ -1,4 +1,4 @@
-"""`octo rl` for real: Ray, DeepSpeed and vLLM on the CPU, from an export; ended in the middle, and gone on with."""
+"""`octo rl` for real: Ray, DeepSpeed and vLLM on the CPU, from an export; ended in the middle, and resumed."""
 
 import contextlib
 import json
@@ -57,7 +57,7 @@ SECRET = "a-secret-that-nobody-may-read"
 
 
 def ray_session(pid):
-    """The folder of the Ray that a process has started: others may run on this machine."""
+    """The folder of the Ray that a process has started. Other Rays may run on this machine."""
     for process in psutil.Process(pid).children(recursive=True):
         with contextlib.suppress(psutil.Error):
             for word in process.cmdline():
@@ -66,9 +66,8 @@ def ray_session(pid):
     raise AssertionError("no Ray below this process")
 
 
-def assert_kept_private(folder, pid):
-    """No secret in a log, and no log of Ray's that others can read."""
-    session = ray_session(pid)
+def assert_private(folder, session):
+    """No secret is in a log, and others cannot read Ray's logs."""
     logs = [path for path in session.rglob("*") if path.is_file() and not path.is_socket()]
     assert logs
     for path in [*logs, folder / "log.txt"]:
@@ -77,8 +76,8 @@ def assert_kept_private(folder, pid):
     assert (folder.parents[1].stat().st_mode | folder.stat().st_mode) & 0o077 == 0
 
 
-def test_a_run_that_is_ended_goes_on_at_its_step(exported):
-    """And the length schedule with it."""
+def test_a_run_that_is_ended_resumes_at_its_step(exported):
+    """And at its place in the length schedule."""
     folder = exported / "runs/mini/rl/stable"
     words = [sys.executable, "-m", "megatron_octo.cli", "rl", str(MINI), "stable", *WIDER, "-s", RL]
     environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "OCTO_RUNS")}
@@ -92,10 +91,11 @@ def test_a_run_that_is_ended_goes_on_at_its_step(exported):
         wait_for(folder / "checkpoints/whole/global_step1", process, log)
         assert processes_of(folder)
         assert listening(process.pid) <= LOOPBACK
-        assert_kept_private(folder, process.pid)
+        session = ray_session(process.pid)
         process.send_signal(signal.SIGTERM)  # as SLURM does
         process.wait(120)
     assert gone(folder)
+    assert_private(folder, session)
     assert not (folder / "result.json").exists(), log.read_text()
     before = lines(folder / "metrics.jsonl")
     assert 1 <= len(before) <= 2, log.read_text()
@@ -122,19 +122,7 @@ def test_a_run_that_is_ended_goes_on_at_its_step(exported):
     assert "RL is already complete" in again.stdout and "after RL: " in again.stdout
     assert again.stdout.count("already answered; skipped") == 1
     prompts = (folder / "prompts.jsonl").read_text()
-    changed = octo(
-        "rl",
-        str(MINI),
-        "stable",
-        *WIDER,
-        "-s",
-        RL,
-        "-s",
-        "rl.template=complex",
-        "-s",
-        "rl.max_prompt_tokens=400",
-        cwd=exported,
-        check=False,
-    )
+    another = ["-s", RL, "-s", "rl.template='Sum: {prompt} ='"]
+    changed = octo("rl", str(MINI), "stable", *WIDER, *another, cwd=exported, check=False)
     assert changed.returncode == 2 and "holds checkpoints of another rl section" in changed.stderr
     assert (folder / "prompts.jsonl").read_text() == prompts
