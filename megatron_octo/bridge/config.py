@@ -48,7 +48,7 @@ def architecture_of(config: dict[str, Any], where: str) -> Architecture:
         raise ModelError(f"{where}: quantization_config is set: quantized weights cannot be trained; dequantize first")
     rope = read.get("rope_parameters") or {}
     if not isinstance(rope, dict):
-        raise ModelError(f"{where}: rope_parameters = {shortened(repr(rope))}: not an object; {_MEND}")
+        raise ModelError(f"{where}: rope_parameters = {shortened(repr(rope))}: not an object; {_FIX}")
     if (theta := config.get("rope_theta")) is not None and theta != rope.get("rope_theta", theta):
         raise ModelError(  # transformers 5 takes one of the two, and 4 the other
             f"{where}: rope_theta = {shortened(repr(theta))}, and {rope['rope_theta']} in rope_parameters; keep one"
@@ -62,13 +62,13 @@ def architecture_of(config: dict[str, Any], where: str) -> Architecture:
         "attention_bias": model_type == "qwen2",
     }
     _check_types(fields, where)
-    architecture = validated(fields, Architecture, where, ModelError, _MEND)
+    architecture = validated(fields, Architecture, where, ModelError, _FIX)
     if problems := list(architecture.all_problems(CONFIG)):
         raise ModelError(f"{where}: {'; '.join(str(problem) for problem in problems)}")
     return architecture
 
 
-_MEND = "correct config.json, or copy it again"
+_FIX = "correct config.json, or copy it again"
 _SIZES = (
     "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size",
     "vocab_size", "max_position_embeddings",
@@ -95,7 +95,7 @@ def _check_layers(config: dict[str, Any], where: str) -> None:
     """Check the number of layers before transformers makes a list of that length."""
     layers, most = config.get("num_hidden_layers", 1), _MOST_LAYERS
     if type(layers) is not int or not 0 < layers <= most:
-        raise ModelError(f"{where}: num_hidden_layers = {shortened(repr(layers))}: a model has 1 to {most:,}; {_MEND}")
+        raise ModelError(f"{where}: num_hidden_layers = {shortened(repr(layers))}: a model has 1 to {most:,}; {_FIX}")
     types = config.get("layer_types")
     if types is not None and (not isinstance(types, list) or any(kind != "full_attention" for kind in types)):
         kinds = sorted({str(kind) for kind in types}) if isinstance(types, list) else types
@@ -118,7 +118,7 @@ def _read_by_transformers(config: dict[str, Any], where: str) -> dict[str, Any]:
         read: dict[str, Any] = AutoConfig.for_model(**config).to_dict()
     except Exception as error:  # many types: a missing key of RoPE, a field of another type
         reason = shortened(" ".join(f"{error!r}".split()), 300)
-        raise ModelError(f"{where}: transformers cannot read its config.json ({reason}); {_MEND}") from None
+        raise ModelError(f"{where}: transformers cannot read its config.json ({reason}); {_FIX}") from None
     return read
 
 
@@ -133,7 +133,7 @@ def _check_types(fields: dict[str, Any], where: str) -> None:
             fits = key != "tie_word_embeddings" or isinstance(value, bool)
         if not fits:
             raise ModelError(
-                f"{where}: {key} = {shortened(repr(value))}: {json_kind(value)} cannot stand here; {_MEND}"
+                f"{where}: {key} = {shortened(repr(value))}: {json_kind(value)} is not allowed here; {_FIX}"
             )
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 
 from megatron_octo.bridge.card import lineage_of, model_card
-from megatron_octo.bridge.companions import find_companions, write_companions
+from megatron_octo.bridge.companions import Companions, find_companions, write_companions
 from megatron_octo.bridge.config import CONFIG, DTYPE_NAMES, config_of
-from megatron_octo.bridge.exports import RECORD
+from megatron_octo.bridge.exports import CARD, write_export_record
 from megatron_octo.bridge.hf_folder import open_hf_folder
 from megatron_octo.bridge.megatron_folder import MegatronFolder, open_megatron_folder
 from megatron_octo.bridge.safetensors_writer import SHARD_BYTES, Planned, ShardedWriter
@@ -20,7 +20,7 @@ from megatron_octo.bridge.weight_map import in_order, sizes_of
 from megatron_octo.errors import CheckpointError, ModelError
 from megatron_octo.runtime.atomic_folder import check_target, publish_folder, temporary_folder_for
 from megatron_octo.runtime.checkpoints import verify_checkpoint
-from megatron_octo.runtime.files import sync, sync_tree, write_json_atomically
+from megatron_octo.runtime.files import sync, sync_tree
 from megatron_octo.runtime.recorded_files import record_files
 
 OnBytes = Callable[[int], None]
@@ -84,10 +84,7 @@ def export_checkpoint(
             if verified is not None:
                 verified.result()  # its error says more than the one that a damaged file causes in the conversion
         rounding.check(str(target), allow_rounding_to_inf, allow_rounding_to_zero)
-        write_companions(companions, output)
-        tokens = companions.special_tokens() if companions.config is None else {}
-        text = config_of(checkpoint.architecture, dtype or checkpoint.dtype, companions.config, tokens)
-        (output / CONFIG).write_text(text, encoding="utf-8")
+        _write_companions_and_config(checkpoint, companions, dtype, output)
         # flush and hash the files while tensors are compared
         flushed = [background.submit(sync, file) for file in output.iterdir()]
         recorded = background.submit(record_files, output)
@@ -101,24 +98,24 @@ def export_checkpoint(
                 f"{target}: not written: {len(report.different)} tensors read back differ from {source}: "
                 f"{', '.join(report.different[:4])}; the disk or its file system is failing: try another"
             )
-        files = [file.model_dump() for file in recorded.result()]
-        exported_in = open_hf_folder(output).dtype
-        card = model_card(checkpoint.architecture, exported_in, lineage, report.rounded > 0, rounding.text())
-        (output / "README.md").write_text(card, encoding="utf-8")
-        record = {
-            "checkpoint": source.name,
-            "checkpoint_manifest_sha256": checkpoint.digest,
-            "tensors_equal": report.tensors,
-            "rounded_to_inf": rounding.infinities,
-            "rounded_to_zero": rounding.zeros,
-            "files": files,
-        }
-        write_json_atomically(output / RECORD, record)
+        dtype_exported = open_hf_folder(output).dtype
+        card = model_card(checkpoint.architecture, dtype_exported, lineage, report.rounded > 0, rounding.text())
+        (output / CARD).write_text(card, encoding="utf-8")
+        write_export_record(output, source, checkpoint.digest, report, recorded.result())
         for flush in flushed:
             flush.result()
         sync_tree(output)
         publish_folder(output, target, replace=replace)
     return report
+
+
+def _write_companions_and_config(
+    checkpoint: MegatronFolder, companions: Companions, dtype: torch.dtype | None, output: Path
+) -> None:
+    write_companions(companions, output)
+    tokens = companions.special_tokens() if companions.config is None else {}
+    text = config_of(checkpoint.architecture, dtype or checkpoint.dtype, companions.config, tokens)
+    (output / CONFIG).write_text(text, encoding="utf-8")
 
 
 def _write_weights(

@@ -1,18 +1,25 @@
-"""Existing exports: comparing one with its recorded hashes before it is used."""
+"""The record of an export: writing it, and comparing an export with it before the export is used."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from megatron_octo.errors import CheckpointError
 from megatron_octo.reading.json_text import read_record
+from megatron_octo.runtime.files import write_json_atomically
 from megatron_octo.runtime.links import check_inside
 from megatron_octo.runtime.progress import byte_progress
 from megatron_octo.runtime.recorded_files import RecordedFile, find_damage, find_unrecorded, locate
 
+if TYPE_CHECKING:
+    from megatron_octo.bridge.verify import TensorReport
+
 RECORD = "octo_export.json"
 """The record inside an export: its checkpoint, and the hashes of its files."""
-_CARD = "README.md"
+CARD = "README.md"
+"""The model card of an export. It has no hash, so that a user can edit it."""
 _LOADED = {
     ".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".json", ".jinja", ".model", ".py",
 }  # fmt: skip
@@ -28,6 +35,26 @@ class ExportRecord(BaseModel):
     checkpoint_manifest_sha256: str | None
     """None: another program saved the checkpoint."""
     files: list[RecordedFile] = Field(min_length=1)
+
+
+def write_export_record(
+    folder: Path, checkpoint: Path, digest: str | None, report: "TensorReport", files: Sequence[RecordedFile]
+) -> None:
+    """Write `octo_export.json`.
+
+    Args:
+        checkpoint: the folder that was exported.
+        digest: SHA-256 of its manifest. None: it has none.
+    """
+    record = {
+        "checkpoint": checkpoint.name,
+        "checkpoint_manifest_sha256": digest,
+        "tensors_equal": report.tensors,
+        "rounded_to_inf": report.to_inf,
+        "rounded_to_zero": report.to_zero,
+        "files": [file.model_dump() for file in files],
+    }
+    write_json_atomically(folder / RECORD, record)
 
 
 def is_export(folder: Path) -> bool:
@@ -82,5 +109,5 @@ def _record(folder: Path) -> ExportRecord:
 
 def _surplus(folder: Path, record: ExportRecord) -> list[str]:
     """Files that are not part of the export, and that a library would load nevertheless."""
-    unrecorded = find_unrecorded(folder, record.files, {RECORD, _CARD})
+    unrecorded = find_unrecorded(folder, record.files, {RECORD, CARD})
     return [name for name in unrecorded if Path(name).suffix.lower() in _LOADED]

@@ -206,4 +206,4 @@ def _header(file: Path) -> Iterator[tuple[str, Stored]]:
                     )
                 yield name, Stored(file, tuple(entry.get_shape()), _DTYPES[entry.get_dtype()])
     except (SafetensorError, OSError) as error:
-        raise ModelError(f"{file}: not a whole safetensors file ({shortened(str(error))}); copy it again") from None
+        raise ModelError(f"{file}: not a complete safetensors file ({shortened(str(error))}); copy it again") from None

@@ -14,7 +14,7 @@ from megatron_octo.bridge.hf_folder import HfFolder, open_hf_folder
 from megatron_octo.bridge.layout import Cut, check_layout, cuts, pipeline_rank_of
 from megatron_octo.bridge.special_values import count_nonfinite, is_finite, name_tensors
 from megatron_octo.bridge.tokenizer_check import check_tokenizer
-from megatron_octo.bridge.torch_dist import Chunk, write_torch_dist
+from megatron_octo.bridge.torch_dist_writer import Chunk, write_torch_dist
 from megatron_octo.bridge.weight_map import Rule, sizes_of
 from megatron_octo.errors import ModelError
 from megatron_octo.recipe import BASE, Parallel

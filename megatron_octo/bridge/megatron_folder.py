@@ -8,7 +8,7 @@ import torch
 
 from megatron_octo.bridge.config import architecture_of, read_config
 from megatron_octo.bridge.families import family_of
-from megatron_octo.bridge.torch_dist import TorchDistReader
+from megatron_octo.bridge.torch_dist_reader import TorchDistReader
 from megatron_octo.bridge.weight_map import Rule, sizes_of
 from megatron_octo.errors import CheckpointError
 from megatron_octo.reading.json_text import validated

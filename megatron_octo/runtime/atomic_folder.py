@@ -1,4 +1,4 @@
-"""Folders that are whole or absent: made in a locked temporary folder, then renamed to their final name."""
+"""Folders that are complete or absent: made in a locked temporary folder, then renamed to their final name."""
 
 import glob
 import os

@@ -84,7 +84,7 @@ def load_weights(folder: Path, chunks: Sequence[GPTModel]) -> None:
     Raises:
         CheckpointError: tensors that are absent, by name; or see `load_sharded_state`.
     """
-    # Megatron asks for the kind of optimizer sharding even where there is no optimizer
+    # Megatron needs the kind of optimizer sharding even without an optimizer
     metadata = {"distrib_optim_sharding_type": "fully_reshardable"}
     state: dict[str, Any] = {f"model{i}": chunk.sharded_state_dict(metadata=metadata) for i, chunk in enumerate(chunks)}
     loaded = load_sharded_state(folder, state, with_common=False)  # surplus tensors are the optimizer's

@@ -94,11 +94,11 @@ class _Builder:
         """Bytes of each file that was named so far."""
         self.parts = 0
 
-    def metadata(self, whole: Any) -> Metadata:
+    def metadata(self, root: Any) -> Metadata:
         """All of the metadata."""
-        if not isinstance(whole, Record) or whole.kind not in ("Metadata", "MCoreMetadata"):
-            raise self.wrong("its content is", whole)
-        fields = self.fields(whole, whole.kind)
+        if not isinstance(root, Record) or root.kind not in ("Metadata", "MCoreMetadata"):
+            raise self.wrong("its content is", root)
+        fields = self.fields(root, root.kind)
         entries = {key: self.entry(key, value) for key, value in self.items(fields.get("state_dict_metadata"))}
         storage = dict(self.place(key, value) for key, value in self.items(fields.get("storage_data")))
         if missing := next((index for index in _parts(entries) if index not in storage), None):

@@ -116,7 +116,7 @@ def test_a_record_that_is_damaged_is_our_error(name, back):
 def test_a_folder_without_a_record_is_no_export(back):
     (back / RECORD).unlink()
     assert not is_export(back) and exported_digest(back) is None
-    with pytest.raises(CheckpointError, match="so it is no export; run it again"):
+    with pytest.raises(CheckpointError, match="so it is not an export; run it again"):
         checked_export(back, AGAIN)
 
 

@@ -110,7 +110,9 @@ def test_an_output_weight_that_is_not_the_embedding_of_a_tied_model(hf):
     copy[0, 0] += 1
     save_file(tensors | {"lm_head.weight": copy}, hf / "model.safetensors", metadata={"format": "pt"})
     message = refused_import(hf, ModelError)
-    assert "tie_word_embeddings is true" in message and "lm_head.weight differs from model.embed_tokens.weight" in message
+    assert (
+        "tie_word_embeddings is true" in message and "lm_head.weight differs from model.embed_tokens.weight" in message
+    )
 
 
 def test_weights_that_are_quantized(hf):
@@ -124,7 +126,7 @@ def test_weights_that_are_quantized(hf):
 def test_a_file_that_is_cut_short_or_gone(hf):
     file = hf / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
-    assert "not a whole safetensors file" in refused_import(hf, ModelError)
+    assert "not a complete safetensors file" in refused_import(hf, ModelError)
     file.rename(hf / "pytorch_model.bin")
     assert "convert its .bin files to safetensors first" in refused_import(hf, ModelError)
     (hf / "config.json").unlink()

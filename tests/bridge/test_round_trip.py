@@ -12,7 +12,7 @@ from megatron_octo.bridge.export_hf import export_checkpoint
 from megatron_octo.bridge.hf_folder import INDEX, open_hf_folder
 from megatron_octo.bridge.import_hf import import_checkpoint
 from megatron_octo.bridge.megatron_folder import open_megatron_folder
-from megatron_octo.bridge.torch_dist import TorchDistReader
+from megatron_octo.bridge.torch_dist_reader import TorchDistReader
 from megatron_octo.bridge.verify import verify_tensors
 from megatron_octo.recipe import Parallel
 from megatron_octo.runtime.checkpoints import verify_checkpoint

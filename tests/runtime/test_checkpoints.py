@@ -65,7 +65,7 @@ def test_a_folder_without_a_manifest_is_not_complete(checkpoint):
 @pytest.mark.parametrize("text", ["", "{", json.dumps({"format": 1}), json.dumps([1])])
 def test_a_manifest_that_is_none_is_refused(checkpoint, text):
     (checkpoint / "manifest.json").write_text(text)
-    with pytest.raises(CheckpointError, match="not a checkpoint manifest"):
+    with pytest.raises(CheckpointError, match="not a usable checkpoint manifest"):
         read_checkpoint_manifest(checkpoint)
 
 

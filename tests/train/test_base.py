@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from megatron_octo.bridge.export_hf import export_checkpoint
-from megatron_octo.bridge.torch_dist import TorchDistReader
+from megatron_octo.bridge.torch_dist_reader import TorchDistReader
 from megatron_octo.cli import main
 from megatron_octo.recipe import load_recipe
 from megatron_octo.runtime.run_folder import RunFolder

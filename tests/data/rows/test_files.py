@@ -119,7 +119,9 @@ def test_a_flipped_bit_is_found(kind, tmp_path):
 def test_a_window_beyond_the_limit_says_so(tmp_path):
     header = b"\x28\xb5\x2f\xfd\x00" + bytes([(32 - 10) << 3]) + b"\x01\x00\x00"  # a window of 4 GiB, one empty block
     (tmp_path / "a").write_bytes(header)
-    with pytest.raises(DataError, match=r"needs a larger window than 2,048 MiB .*; compress it again with a smaller one"):
+    with pytest.raises(
+        DataError, match=r"needs a larger window than 2,048 MiB .*; compress it again with a smaller one"
+    ):
         read(tmp_path / "a")
 
 
