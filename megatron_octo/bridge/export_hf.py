@@ -44,8 +44,7 @@ def export_checkpoint(
     The folder gets its final name only after all its tensors were read back and found equal, bit for bit.
 
     Args:
-        source: a `step-...` folder, an imported checkpoint, or with `config` any torch_dist checkpoint of a known
-            family.
+        source: a `step-...` folder, an imported checkpoint, or with `config` any torch_dist checkpoint.
         target: a new folder.
         config: a Hugging Face folder whose `config.json` gives the architecture; see `open_megatron_folder`.
         tokenizer: a folder whose tokenizer is exported with the model (default: that of the run, or of the imported
