@@ -78,7 +78,12 @@ def read_token_ids(recipe: Recipe, run: RunFolder) -> TokenIds:
     path = run.tokenizer_file
     if not path.is_file():
         raise DataError(f"{path}: there is no tokenizer; run `octo data prepare {recipe.name}` first")
-    eod = Tokenizer.from_file(str(path)).token_to_id(recipe.model.end_of_document)
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises no type of its own
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(f"{path}: damaged ({reason}); run `octo data prepare {recipe.name}` again") from None
+    eod = tokenizer.token_to_id(recipe.model.end_of_document)
     if eod is None:
         raise DataError(f"{path}: {recipe.model.end_of_document!r} is not one of its tokens; set model.end_of_document")
     return TokenIds(vocab_size=recipe.model.architecture.vocab_size, eod=eod)

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from megatron_octo.errors import OctoError, RuntimeSetupError
+from megatron_octo.errors import OctoError, RuntimeSetupError, explain_os_error
 from megatron_octo.recipe import Parallel
 from megatron_octo.runtime.failures import rank_files
 from megatron_octo.runtime.loopback import bound_store, is_loopback, stay_on_loopback
@@ -46,16 +46,35 @@ def start_process_groups(rank: Rank, layout: Parallel, device: torch.device, see
     """Join the world, make Megatron's groups, and seed this rank as Megatron does.
 
     Raises:
+        RuntimeSetupError: see `join_world` and `make_model_groups`.
+    """
+    join_world(rank, device)
+    make_model_groups(layout, seed)
+
+
+def join_world(rank: Rank, device: torch.device) -> None:
+    """Join torch's default process group.
+
+    Raises:
         RuntimeSetupError: see `_store`; or the ranks cannot meet.
     """
-    from megatron.core import parallel_state, tensor_parallel
-
     options: dict[str, Any] = {"backend": "gloo", "timeout": COLLECTIVE_TIMEOUT}
     if device.type == "cuda":
         options["backend"] = "cpu:gloo,cuda:nccl"  # gloo too: asynchronous checkpoints coordinate without the GPU
         options["device_id"] = device
     options["store"] = _store(rank)
     torch.distributed.init_process_group(rank=rank.rank, world_size=rank.world_size, **options)
+
+
+def make_model_groups(layout: Parallel, seed: int) -> None:
+    """Make Megatron's groups for a layout, and seed this rank as Megatron does. Every rank of the world calls it.
+
+    Raises:
+        RuntimeSetupError: the world does not fit the layout.
+    """
+    from megatron.core import parallel_state, tensor_parallel
+
+    data_parallel_size(layout, torch.distributed.get_world_size())
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=layout.tensor,
         pipeline_model_parallel_size=layout.pipeline,
@@ -92,22 +111,42 @@ def _store(rank: Rank) -> Any:
     return bound_store(host, port, rank.world_size, is_master=rank.is_first, timeout=JOIN_TIMEOUT)
 
 
-def from_first_rank(make: Callable[[], T]) -> T:
-    """The result of `make` on rank 0, on every rank. An OctoError on rank 0 is raised on all. Every rank calls it.
+def from_first_rank(make: Callable[[], T], on_wait: Callable[[], None] | None = None) -> T:
+    """The result of `make` on rank 0, on every rank. An error on rank 0 ends all of them. Every rank calls it.
 
     For anything read from a shared file system, where ranks may see different states for a while.
+
+    Args:
+        on_wait: for work that may take long; see `run_on_all_ranks`.
+
+    Raises:
+        OctoError: rank 0's own. Any other exception is raised on rank 0, and the others raise a RuntimeSetupError.
     """
-    box: list[Any] = [None, None]
-    if torch.distributed.get_rank() == 0:
-        try:
-            box[0] = make()
-        except OctoError as error:
-            box[1] = error
+    is_first = torch.distributed.get_rank() == 0
+    if on_wait is not None:
+        made = run_on_all_ranks(lambda: _outcome(make) if is_first else (None, None), on_wait)
+    else:
+        made = _outcome(make) if is_first else (None, None)
+    value, error = made
+    shown = error if error is None or isinstance(error, OctoError) else RuntimeSetupError(f"rank 0 failed: {error!r}")
+    box: list[Any] = [value, shown]
     torch.distributed.broadcast_object_list(box, src=0)
+    if error is not None:
+        raise error
     if box[1] is not None:
         raise box[1]
-    value: T = box[0]
-    return value
+    result: T = box[0]
+    return result
+
+
+def _outcome(make: Callable[[], T]) -> tuple[T | None, Exception | None]:
+    try:
+        return make(), None
+    except OSError as error:
+        message = explain_os_error(error)
+        return None, error if message is None else RuntimeSetupError(message)
+    except Exception as error:
+        return None, error
 
 
 def run_on_all_ranks(work: Callable[[], T], on_wait: Callable[[], None]) -> T:
@@ -139,6 +178,17 @@ def any_rank(value: bool) -> bool:
     count = torch.tensor([float(value)])  # on the CPU, where gloo reduces it without NCCL
     torch.distributed.all_reduce(count)
     return bool(count.item() > 0)
+
+
+def stop_model_groups() -> None:
+    """Destroy Megatron's groups, and keep the world for another layout. Every rank of the world calls it."""
+    from megatron.core import parallel_state
+
+    # Megatron only forgets its groups, and their communicators would hold their memory
+    for group in parallel_state._global_process_group_list or []:
+        if group in torch.distributed.distributed_c10d._world.pg_map:
+            torch.distributed.destroy_process_group(group)
+    parallel_state.destroy_model_parallel()
 
 
 def stop_process_groups() -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import socket
 import time
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ def hold_stage(run: RunFolder, stage: str) -> None:
     deadline = time.monotonic() + _DYING_SECONDS
     while (descriptor := try_lock(path)) is None:
         claim = read_claim(run.running(stage))
-        # a forked writer of a killed training holds the lock too, until the disk has taken what it was writing
+        # a forked writer of a killed training holds the lock too, until its writes are finished
         if time.monotonic() < deadline and claim is not None and _is_dead(claim):
             time.sleep(0.1)
             continue
@@ -56,6 +57,13 @@ def write_claim(path: Path) -> None:
     write_json_atomically(
         path, {"pid": os.getpid(), "host": socket.gethostname(), "started": datetime.now(UTC).isoformat()}
     )
+
+
+def drop_claim(run: RunFolder, stage: str) -> None:
+    """Remove the claim on a stage that this process holds. A claim of another process stays."""
+    if run.stage_lock(stage) in _held:
+        with suppress(OSError):  # an error here would hide the one that ends the training
+            run.running(stage).unlink(missing_ok=True)
 
 
 def read_claim(path: Path) -> dict[str, Any] | None:

@@ -49,9 +49,9 @@ def run_micro_batches(
 
 def reduce_over_world(records: list[LossRecord], stop_requested: bool, device: torch.device) -> tuple[float, bool]:
     """The global batch's mean loss, and whether any rank was asked to stop: one small all-reduce for both."""
-    speaks = bool(records) and parallel_state.get_tensor_model_parallel_rank() == 0
-    loss = torch.stack([r["loss"] for r in records]).double().mean() if speaks else torch.zeros((), device=device)
-    totals = torch.tensor([0.0, float(speaks), float(stop_requested)], dtype=torch.float64, device=device)
+    reports_loss = bool(records) and parallel_state.get_tensor_model_parallel_rank() == 0
+    loss = torch.stack([r["loss"] for r in records]).double().mean() if reports_loss else torch.zeros((), device=device)
+    totals = torch.tensor([0.0, float(reports_loss), float(stop_requested)], dtype=torch.float64, device=device)
     totals[0] = loss
     torch.distributed.all_reduce(totals)
     total, count, stops = totals.tolist()

@@ -3,10 +3,10 @@
 from datetime import UTC, datetime
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import BaseModel, ConfigDict
 
 from megatron_octo.errors import CheckpointError
-from megatron_octo.reading.json_text import json_kind, read_json_object, read_record
+from megatron_octo.reading.json_text import read_json_object, validated
 from megatron_octo.recipe import BASE, Recipe
 from megatron_octo.recipe.versions import TRAINING_CHANGES, in_first_form
 from megatron_octo.runtime.checkpoints import MANIFEST
@@ -28,14 +28,6 @@ class Lineage(BaseModel):
     changes: list[Any]
     """Changes that were accepted since, each with the step after which it holds."""
 
-    @field_validator("settings", "changes", mode="before")
-    @classmethod
-    def _kind(cls, value: Any, info: Any) -> Any:
-        expected = dict if info.field_name == "settings" else list
-        if not isinstance(value, expected):
-            raise ValueError(f"is {json_kind(value)}")
-        return value
-
 
 def read_lineage(run: RunFolder, stage: str) -> Lineage:
     """The lineage of a stage that has begun.
@@ -44,7 +36,8 @@ def read_lineage(run: RunFolder, stage: str) -> Lineage:
         CheckpointError: it is missing or damaged.
     """
     way_out = f"restore it from a copy, or remove {run.stage(stage)} to train the stage again"
-    return read_record(run.lineage(stage), Lineage, CheckpointError, way_out)
+    raw = read_json_object(run.lineage(stage), CheckpointError, way_out, needs=tuple(Lineage.model_fields))
+    return validated(raw, Lineage, str(run.lineage(stage)), CheckpointError, way_out)
 
 
 def write_lineage(recipe: Recipe, run: RunFolder, stage: str, start: Start, fingerprint: dict[str, Any]) -> None:
@@ -72,7 +65,7 @@ def write_lineage(recipe: Recipe, run: RunFolder, stage: str, start: Start, fing
 def record_accepted_changes(
     recipe: Recipe, run: RunFolder, stage: str, after_step: int, changes: tuple[str, ...], fingerprint: dict[str, Any]
 ) -> None:
-    """From here on the stage is the recipe's as it is now; the changes are kept beside it."""
+    """Take the recipe's present settings as the stage's. Earlier settings stay listed in `changes`."""
     before = read_lineage(run, stage)
     now = {
         "settings": decisive_settings(recipe, stage),

@@ -38,7 +38,7 @@ class StageOptions:
     accept_changes: bool = False
     """Resume although the data order or the settings changed."""
     stop_after_step: int | None = None
-    """Save and stop once this step is done; the next run goes on from there."""
+    """Save and stop once this step is done; the next run resumes from there."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,8 @@ def plan_stage(recipe: Recipe, run: RunFolder, stage: str, options: StageOptions
         OctoError: a layout, data or a checkpoint that the stage cannot be trained with; the message gives the way out.
     """
     layout = recipe.layout(stage)
-    if problems := list(batch_problems(recipe, "parallel", layout, data_parallel_size(layout, world_size))):
+    key = "parallel" if recipe.stages[stage].parallel is None else f"stages.{stage}.parallel"
+    if problems := list(batch_problems(recipe, key, layout, data_parallel_size(layout, world_size))):
         raise RecipeError("; ".join(str(problem) for problem in problems))
     _check_installation(recipe, layout)
     training = mixture_sources(recipe, run, stage, "train")

@@ -61,11 +61,11 @@ class FirstRankReporter(Reporter):
         self.metrics.close()
 
 
-def open_reporter(plan: StagePlan, *, is_first: bool, notes: str) -> Reporter:
+def open_reporter(plan: StagePlan, *, is_first: bool, note: str) -> Reporter:
     """The reporter of a rank. The first rank's cuts the records back to the resume and announces the stage.
 
     Args:
-        notes: a line to announce besides.
+        note: one more line to announce.
     """
     if not is_first:
         return Reporter()
@@ -78,7 +78,7 @@ def open_reporter(plan: StagePlan, *, is_first: bool, notes: str) -> Reporter:
         resume_step=plan.first_step,
     )
     reporter = FirstRankReporter(plan, Display(stage, plan.steps, plan.first_step), metrics)
-    for line in (*_announcements(plan), notes, *_damaged_records(metrics)):
+    for line in (*_announcements(plan), note, *_damaged_records(metrics)):
         reporter.say(line)
     return reporter
 

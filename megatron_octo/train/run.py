@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from megatron_octo.bridge.base import import_base
-from megatron_octo.recipe import BASE, Recipe
+from megatron_octo.recipe import Recipe
 from megatron_octo.recipe.tokens import format_tokens
 from megatron_octo.runtime.launch import ranks_on_this_machine, run_module_as_ranks
 from megatron_octo.runtime.rank import Rank, is_rank_already
@@ -31,9 +31,8 @@ def train_stages(
     options = StageOptions(accept_changes, stop_after_step)
     if is_rank_already():
         return _train_as_rank(recipe, run, chosen, options)
-    plans = _begin(recipe, run, chosen, options)
-    for stage, plan in plans.items():
-        if plan is None:  # its parent is complete by now
+    for stage, plan in _begin(recipe, run, chosen, options):
+        if plan is None:
             plan = plan_stage(recipe, run, stage, options, _world_size(recipe, stage))
         if plan.needs_import:
             import_base(recipe, run, plan.layout)
@@ -44,10 +43,13 @@ def train_stages(
     return 0
 
 
-def _begin(recipe: Recipe, run: RunFolder, chosen: Sequence[str], options: StageOptions) -> dict[str, StagePlan | None]:
-    """The stages to train, with their plans; None where the parent is trained in this very call.
+def _begin(
+    recipe: Recipe, run: RunFolder, chosen: Sequence[str], options: StageOptions
+) -> list[tuple[str, StagePlan | None]]:
+    """The stages to train. The first has its plan; the others are planned when their turn comes, perhaps weeks later.
 
-    Complete stages are named and left out. The resolved recipe is written once nothing was refused.
+    Complete stages are named and left out. Stages that can be planned already are, so that a refusal comes now. The
+    resolved recipe is written once nothing was refused.
     """
     todo = []
     for stage in chosen:
@@ -57,14 +59,13 @@ def _begin(recipe: Recipe, run: RunFolder, chosen: Sequence[str], options: Stage
             continue
         tokens, loss = format_tokens(result["tokens"]), result["last_loss"]
         print(f"{stage}: already trained ({tokens} tokens, loss {loss:.4f}); skipped", flush=True)
-    plans: dict[str, StagePlan | None] = {}
-    for stage in todo:
-        parent = recipe.stages[stage].parent.stage
-        waits = parent != BASE and parent in plans
-        plans[stage] = None if waits else plan_stage(recipe, run, stage, options, _world_size(recipe, stage))
-    if plans:
+    plans: list[StagePlan] = []
+    for number, stage in enumerate(todo):
+        if recipe.stages[stage].parent.stage not in todo[:number]:  # else its parent is trained in this very call
+            plans.append(plan_stage(recipe, run, stage, options, _world_size(recipe, stage)))
+    if todo:
         run.write_recipe(recipe)
-    return plans
+    return [(stage, plans[0] if number == 0 else None) for number, stage in enumerate(todo)]
 
 
 def _world_size(recipe: Recipe, stage: str) -> int:
@@ -86,15 +87,12 @@ def _train_on_ranks(plan: StagePlan, options: StageOptions) -> int:
 def _train_as_rank(recipe: Recipe, run: RunFolder, chosen: Sequence[str], options: StageOptions) -> int:
     """Train on the ranks that torchrun or SLURM started; this process is one of them."""
     from megatron_octo.runtime.groups import from_first_rank
-    from megatron_octo.train.stage import join_ranks, train_stage
+    from megatron_octo.train.stage import joined_world, train_stage
 
-    todo: list[str] | None = None
-    for stage in chosen:
-        if todo is not None and stage not in todo:
-            continue
-        with join_ranks(recipe, stage) as place:
-            if todo is None:
-                todo = from_first_rank(lambda: list(_begin(recipe, run, chosen, options)))
-            if stage in todo and not train_stage(place, recipe, run, stage, options):
+    with joined_world(recipe) as context:
+        on_wait = context.hang_watch.other_work
+        todo = from_first_rank(lambda: [stage for stage, _ in _begin(recipe, run, chosen, options)], on_wait)
+        for stage in todo:
+            if not train_stage(context, recipe, run, stage, options):
                 return 0  # asked to stop: the rest is for the next call
     return 0

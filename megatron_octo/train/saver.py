@@ -46,8 +46,8 @@ def _written(folder: Path) -> Iterator[None]:
     except CheckpointException as error:
         first = next(iter(error.failures.values()))[0]
         raise CheckpointError(
-            f"{folder}: the checkpoint could not be written ({first}); make room on that disk or mend it, and run the "
-            "same command again: it resumes from the last checkpoint"
+            f"{folder}: the checkpoint could not be written ({first}); make room on that disk or repair it, "
+            "and run the same command again: it resumes from the last checkpoint"
         ) from error
 
 

@@ -22,10 +22,11 @@ from megatron_octo.runtime.device import setup_device
 from megatron_octo.runtime.files import write_json_atomically
 from megatron_octo.runtime.groups import (
     any_rank,
-    data_parallel_size,
     from_first_rank,
+    join_world,
+    make_model_groups,
     run_on_all_ranks,
-    start_process_groups,
+    stop_model_groups,
     stop_process_groups,
 )
 from megatron_octo.runtime.hang_watch import HangWatch
@@ -33,7 +34,7 @@ from megatron_octo.runtime.rank import Rank
 from megatron_octo.runtime.records import read_records
 from megatron_octo.runtime.run_folder import RunFolder
 from megatron_octo.runtime.signals import StopRequest, listen_for_stop
-from megatron_octo.runtime.stage_lock import hold_stage, write_claim
+from megatron_octo.runtime.stage_lock import drop_claim, hold_stage, write_claim
 from megatron_octo.train.forward import validation_losses
 from megatron_octo.train.integrity import verify_inputs
 from megatron_octo.train.lineage import record_accepted_changes, write_lineage
@@ -48,8 +49,8 @@ from megatron_octo.train.throughput import peak_flops
 
 
 @dataclass(frozen=True)
-class Place:
-    """This process among the ranks."""
+class RankContext:
+    """This rank's device, its stop signals and its hang watch."""
 
     rank: Rank
     device: torch.device
@@ -58,46 +59,46 @@ class Place:
 
 
 @contextmanager
-def join_ranks(recipe: Recipe, stage: str) -> Iterator[Place]:
-    """Join the ranks of a stage, and leave them at the end. Every rank enters it.
+def joined_world(recipe: Recipe) -> Iterator[RankContext]:
+    """Join the world of ranks, and leave it at the end. Every rank enters it.
 
     Raises:
-        RuntimeSetupError: ranks that the layout does not fit, or that cannot meet.
+        RuntimeSetupError: the ranks cannot meet.
     """
     stop = listen_for_stop()
     rank = Rank.from_environment()
     device = setup_device(rank.local_rank, announce=rank.is_first)
-    layout = recipe.layout(stage)
-    data_parallel_size(layout, rank.world_size)
     hang_watch = HangWatch(recipe.train.guards, rank.rank)
     hang_watch.other_work()
     try:
-        start_process_groups(rank, layout, device, recipe.seed)
-        yield Place(rank, device, stop, hang_watch)
+        join_world(rank, device)
+        hang_watch.other_work()
+        yield RankContext(rank, device, stop, hang_watch)
     finally:
         stop_process_groups()
         hang_watch.stop()
 
 
-def train_stage(place: Place, recipe: Recipe, run: RunFolder, stage: str, options: StageOptions) -> bool:
-    """Train a stage to its end. Every rank calls it. Returns whether the end was reached.
+def train_stage(context: RankContext, recipe: Recipe, run: RunFolder, stage: str, options: StageOptions) -> bool:
+    """Train a stage to its end. Every rank of the world calls it. Returns whether the end was reached.
 
     Raises:
         OctoError: on every rank, whichever found the problem.
     """
+    make_model_groups(recipe.layout(stage), recipe.seed)
+    on_wait = context.hang_watch.other_work
     try:
         # 1. Plan: on the first rank, under the stage's lock
-        plan = _make_plan(place, recipe, run, stage, options)
-        verified = verify_inputs(plan, place.rank, place.hang_watch.other_work)
+        plan = _make_plan(context, recipe, run, stage, options)
+        verified = verify_inputs(plan, context.rank, on_wait)
 
         # 2. Build
-        saver = CheckpointSaver(
-            run.checkpoints(stage), place.rank, plan.train.checkpointing, plan.kept_steps, place.hang_watch.other_work
-        )
-        trainer, progress = _build(plan, place, saver, verified)
+        checkpoints = run.checkpoints(stage)
+        saver = CheckpointSaver(checkpoints, context.rank, plan.train.checkpointing, plan.kept_steps, on_wait)
+        trainer, progress = _build(plan, context, saver, verified)
         try:
             # 3. Train
-            if any_rank(place.stop.requested()):
+            if any_rank(context.stop.requested()):
                 trainer.reporter.say(
                     f"stopped before step {progress.step + 1} of {plan.steps}; run the same command again to resume"
                 )
@@ -115,41 +116,42 @@ def train_stage(place: Place, recipe: Recipe, run: RunFolder, stage: str, option
 
             # 4. Result
             losses = trainer.validate(progress)
-            if place.rank.is_first:
+            if context.rank.is_first:
                 _write_result(plan, progress, parent_losses, losses)
             torch.distributed.barrier()  # no rank goes on to a child before the result is there
             return True
         finally:
             trainer.reporter.close()
     finally:
-        if place.rank.is_first:
-            run.running(stage).unlink(missing_ok=True)
+        stop_model_groups()
+        if context.rank.is_first:
+            drop_claim(run, stage)
 
 
-def _make_plan(place: Place, recipe: Recipe, run: RunFolder, stage: str, options: StageOptions) -> StagePlan:
+def _make_plan(context: RankContext, recipe: Recipe, run: RunFolder, stage: str, options: StageOptions) -> StagePlan:
     """The same plan on every rank; the base model is imported where the plan asks for it."""
 
     def lock_and_plan() -> StagePlan:
         hold_stage(run, stage)
         write_claim(run.running(stage))
-        return plan_stage(recipe, run, stage, options, place.rank.world_size)
+        return plan_stage(recipe, run, stage, options, context.rank.world_size)
 
-    plan = from_first_rank(lock_and_plan)
+    on_wait = context.hang_watch.other_work
+    plan = from_first_rank(lock_and_plan, on_wait)
     if plan.needs_import:
-        run_on_all_ranks(
-            lambda: import_base(recipe, run, plan.layout) if place.rank.is_first else None, place.hang_watch.other_work
-        )
-        plan = from_first_rank(lock_and_plan)
+        run_on_all_ranks(lambda: import_base(recipe, run, plan.layout) if context.rank.is_first else None, on_wait)
+        plan = from_first_rank(lock_and_plan, on_wait)
+    on_wait()
     return plan
 
 
-def _build(plan: StagePlan, place: Place, saver: CheckpointSaver, verified: str) -> tuple[Trainer, Progress]:
+def _build(plan: StagePlan, context: RankContext, saver: CheckpointSaver, verified: str) -> tuple[Trainer, Progress]:
     """Data, model, optimizer and reporter, filled from where the stage starts.
 
     Args:
         verified: a line for the log about what was hashed.
     """
-    recipe, run, train, device = plan.recipe, plan.run, plan.train, place.device
+    recipe, run, train, device = plan.recipe, plan.run, plan.train, context.device
 
     # Data
     common: dict[str, Any] = {
@@ -177,9 +179,10 @@ def _build(plan: StagePlan, place: Place, saver: CheckpointSaver, verified: str)
         load_state(checkpoint.folder, model, optimizer, checkpoint.manifest.resharding)
 
     # Records
-    if place.rank.is_first:
+    peak = peak_flops(device)
+    if context.rank.is_first:
         _record_start(plan)
-    reporter = open_reporter(plan, is_first=place.rank.is_first, notes=verified)
+    reporter = open_reporter(plan, is_first=context.rank.is_first, note=verified)
 
     def validate(progress: Progress) -> dict[str, float]:
         losses = validation_losses(model, validation, train, device)
@@ -196,10 +199,10 @@ def _build(plan: StagePlan, place: Place, saver: CheckpointSaver, verified: str)
         optimizer=optimizer,
         mixture=mixture,
         device=device,
-        peak_flops=peak_flops(device),
+        peak_flops=peak,
         reporter=reporter,
-        hang_watch=place.hang_watch,
-        stop_requested=place.stop.requested,
+        hang_watch=context.hang_watch,
+        stop_requested=context.stop.requested,
         validate=validate,
         save=save,
         poll_save=saver.poll,

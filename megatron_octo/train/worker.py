@@ -30,14 +30,13 @@ def main(arguments: list[str] | None = None) -> int:
         from megatron_octo.recipe import load_recipe
         from megatron_octo.runtime.run_folder import RunFolder
         from megatron_octo.train.plan import StageOptions
-        from megatron_octo.train.stage import join_ranks, train_stage
+        from megatron_octo.train.stage import joined_world, train_stage
 
         run = RunFolder(options.folder)
         recipe = load_recipe(str(run.stage_recipe(options.stage)))
-        with join_ranks(recipe, options.stage) as place:
-            train_stage(
-                place, recipe, run, options.stage, StageOptions(options.accept_changes, options.stop_after_step)
-            )
+        stage_options = StageOptions(options.accept_changes, options.stop_after_step)
+        with joined_world(recipe) as context:
+            train_stage(context, recipe, run, options.stage, stage_options)
     except Exception as error:
         return report_failure(error, Rank.from_environment().rank)
     finally:

@@ -131,6 +131,7 @@ def test_a_stage_that_another_process_trains(begun, tmp_path):
         told = octo("train", str(MINI), "stable", cwd=tmp_path, check=False)
     assert told.returncode == 2
     assert 'another process trains this stage: {"pid": 1}' in told.stderr
+    assert (stage / "running.json").read_text() == '{"pid": 1}'
     assert not list(stage.glob("checkpoints/.step*"))
 
 
