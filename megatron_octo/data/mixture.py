@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from tokenizers import Tokenizer
-
 from megatron_octo.data.manifest import read_manifest
 from megatron_octo.data.settings import current_manifest
+from megatron_octo.data.tokenizer_file import read_tokenizer_file
 from megatron_octo.errors import DataError
 from megatron_octo.recipe import Recipe
 from megatron_octo.runtime.files import sha256_of_json
@@ -78,12 +77,7 @@ def read_token_ids(recipe: Recipe, run: RunFolder) -> TokenIds:
     path = run.tokenizer_file
     if not path.is_file():
         raise DataError(f"{path}: there is no tokenizer; run `octo data prepare {recipe.name}` first")
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # tokenizers raises no type of its own
-        reason = " ".join(str(error).split())[:200]
-        raise DataError(f"{path}: damaged ({reason}); run `octo data prepare {recipe.name}` again") from None
-    eod = tokenizer.token_to_id(recipe.model.end_of_document)
+    eod = read_tokenizer_file(path, "the run's tokenizer").token_to_id(recipe.model.end_of_document)
     if eod is None:
         raise DataError(f"{path}: {recipe.model.end_of_document!r} is not one of its tokens; set model.end_of_document")
     return TokenIds(vocab_size=recipe.model.architecture.vocab_size, eod=eod)

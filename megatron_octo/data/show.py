@@ -2,10 +2,9 @@
 
 from collections.abc import Sequence
 
-from tokenizers import Tokenizer
-
 from megatron_octo.data.datasets import build_mixture
 from megatron_octo.data.mixture import count_samples, mixture_sources, read_token_ids
+from megatron_octo.data.tokenizer_file import read_tokenizer_file
 from megatron_octo.errors import DataError
 from megatron_octo.recipe import Recipe
 from megatron_octo.runtime.run_folder import RunFolder
@@ -29,7 +28,7 @@ def show_samples(recipe: Recipe, run: RunFolder, stage: str, numbers: Sequence[i
         tokens=read_token_ids(recipe, run),
         cache=run.index_cache(stage),
     )
-    tokenizer = Tokenizer.from_file(str(run.tokenizer_file))
+    tokenizer = read_tokenizer_file(run.tokenizer_file, "the run's tokenizer")
     for number in numbers:
         source = mixture.source_names[mixture.source_of_sample[number]]
         step = number // recipe.train.global_batch_size + 1

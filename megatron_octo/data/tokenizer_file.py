@@ -80,5 +80,8 @@ def asks_for_truncation(path: Path) -> bool:
 @lru_cache(maxsize=8)
 def _asks_for_truncation(path: Path, modified: int, size: int) -> bool:
     del modified, size  # only keys of the cache
-    value: Any = orjson.loads(read_text(path, DataError, MOST_BYTES))
+    try:
+        value: Any = orjson.loads(read_text(path, DataError, MOST_BYTES))
+    except orjson.JSONDecodeError as error:
+        raise DataError(f"{shown_path(path)}: not JSON ({error}); run `octo data prepare` again") from None
     return isinstance(value, dict) and value.get("truncation") is not None
