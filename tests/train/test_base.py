@@ -110,7 +110,7 @@ def test_a_padded_vocabulary_is_exported_without_its_padding(trained, tmp_path):
     for tensor in exports["1x1"]:
         torch.testing.assert_close(exports["2x2"][tensor], exports["1x1"][tensor], rtol=1e-3, atol=1e-5)
     card = (tmp_path / "2x2" / "README.md").read_text()
-    assert "base_model: base-model" in card and "| stable | the beginning | 1.536K | 0.003 | web 0.5, qa 0.5 |" in card
+    assert "base_model: base-model" in card and "| stable | the start | 1.536K | 0.003 | web 0.5, qa 0.5 |" in card
     assert "| web | builtin: web |" in card and "1,536 tokens in all, at step 3 of `stable`" in card
 
 
