@@ -73,7 +73,7 @@ def read_protected(settings: Decontamination) -> dict[str, Sequence[str]]:
 
 
 def protected_problems(settings: Decontamination, rows: int) -> list[str]:
-    """What is wrong with the first rows of the evaluation files; empty if nothing is wrong.
+    """Problems in the first rows of the evaluation files; empty if there are none.
 
     Args:
         rows: number of rows to read of each file.

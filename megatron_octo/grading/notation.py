@@ -1,6 +1,6 @@
 r"""One notation: Unicode, decoration and loose LaTeX are rewritten, so that equal spellings become equal text.
 
-Every rule keeps the value. Whatever could change the value stays: spaces between digits, degrees, units, letter case.
+Every rule keeps the value. Parts that could change the value stay: spaces between digits, degrees, units, letter case.
 """
 
 import re

@@ -1,6 +1,6 @@
 r"""Unevaluated expressions: `3+4-2`, `\sum_{k=1}^{10} k`, `\gcd(12,18)`, where the gold is a value.
 
-docs/grading.md has the line between the two. Whatever people write as a final answer counts as evaluated:
+docs/grading.md has the line between the two. Forms that people write as a final answer count as evaluated:
 `\frac{9}{2}`, `2\sqrt{2}`, `2^{10}`, `3\cdot 10^5`, `1+2i`, `\sin 30^\circ`. An operation on plain numbers that gives a
 plain number does not.
 """

@@ -1,4 +1,4 @@
-"""What grading finds: a decision about an answer, and the verdict on a whole response."""
+"""Results of grading: a decision about an answer, and the verdict on a whole response."""
 
 from dataclasses import dataclass
 from typing import Literal, NamedTuple

@@ -1,4 +1,4 @@
-"""What to run: a typed schema, a loader, and the shipped recipes."""
+"""Recipes: a typed schema, a loader, and the shipped recipes."""
 
 from megatron_octo.recipe.load import build_recipe, dump_recipe, load_recipe, shipped_recipes
 from megatron_octo.recipe.model import Architecture

@@ -45,8 +45,7 @@ class Section(BaseModel):
     def problems(self) -> Iterator[Problem]:
         """Problems between the fields of this one section, with keys relative to it.
 
-        What is wrong with a single field is the business of its type. What is wrong between sections is found by
-        `recipe/check.py`.
+        The type of a field checks that field alone, and `recipe/check.py` checks across sections.
         """
         return iter(())
 

@@ -113,7 +113,7 @@ def _layout_problems(recipe: Recipe) -> Iterator[Problem]:
 
 
 def layout_problems(architecture: Architecture, key: str, layout: Parallel) -> Iterator[Problem]:
-    """What keeps a layout from holding a model.
+    """Reasons why a layout cannot hold a model.
 
     Args:
         key: the layout's own key, which the problems' keys begin with.
@@ -176,7 +176,7 @@ def _precision_problems(recipe: Recipe, key: str, layout: Parallel) -> Iterator[
 
 
 def batch_problems(recipe: Recipe, key: str, layout: Parallel, data: int) -> Iterator[Problem]:
-    """What keeps micro-batches on `data` data-parallel ranks from making the global batch.
+    """Reasons why micro-batches on `data` data-parallel ranks cannot make up the global batch.
 
     Args:
         key: the layout's own key.

@@ -1,4 +1,4 @@
-"""What is trained: an architecture in Hugging Face's own names, a tokenizer, and where the weights start."""
+"""The model to train: an architecture in Hugging Face's own names, a tokenizer, and where the weights start."""
 
 from collections.abc import Iterator
 from typing import Literal

@@ -1,4 +1,4 @@
-"""What `rl.openrlhf` may not contain: options of OpenRLHF 0.11.2 that the `rl` section sets, and values it misreads."""
+"""OpenRLHF 0.11.2 options that `rl.openrlhf` may not contain: those the `rl` section sets, and values it misreads."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -44,7 +44,7 @@ _WITHOUT_KEY = (
 )  # fmt: skip
 _VALIDATION_WITHOUT_KEY = ("eval.temperature", "eval.n_samples_per_prompt", "ckpt.best_metric_key")
 _NEGATIVE_NUMBER = re.compile(r"-\d+|-\d*\.\d+")
-"""What argparse takes for a negative number and not for an option."""
+"""Texts that argparse takes for a negative number and not for an option."""
 
 
 def reserved_options(*, has_critic: bool, has_reference: bool, has_validation: bool) -> Mapping[str, str | None]:

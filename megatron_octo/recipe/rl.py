@@ -79,7 +79,7 @@ class LengthLimit(Section):
 
 
 class Reward(Section):
-    r"""What a response earns. Its last `\boxed{}` decides whether it is right, see docs/grading.md."""
+    r"""The reward of a response. Its last `\boxed{}` decides whether it is right, see docs/grading.md."""
 
     right: float = 1.0
     wrong: float = 0.0

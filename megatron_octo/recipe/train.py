@@ -30,7 +30,7 @@ class Checkpointing(Section):
     asynchronous: bool = False
     """Write in a separate process while training goes on."""
     resharding: Literal["full", "data_parallel"] = "full"
-    """What may change at a resume. `full`: tensor, pipeline and data-parallel sizes. `data_parallel`: only the
+    """Layout changes a resume may make. `full`: tensor, pipeline and data-parallel sizes. `data_parallel`: only the
     last, and saving is faster on many ranks. The checkpoints that branches start from are always `full`."""
 
 

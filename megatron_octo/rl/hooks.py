@@ -1,4 +1,4 @@
-"""What this project changes in OpenRLHF's processes: in Ray's workers by their setup hook, in vLLM's by a plugin.
+"""Our changes to OpenRLHF's processes: in Ray's workers by their setup hook, in vLLM's by a plugin.
 
 Importing OpenRLHF takes seconds, so processes that belong to no RL run do not import it.
 """

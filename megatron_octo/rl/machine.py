@@ -1,4 +1,4 @@
-"""What an RL run needs of the machine: packages, and GPUs here or in an existing Ray cluster."""
+"""Checks of the machine before an RL run: packages, and GPUs here or in an existing Ray cluster."""
 
 import socket
 from importlib.metadata import PackageNotFoundError, version

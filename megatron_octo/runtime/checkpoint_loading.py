@@ -32,7 +32,7 @@ from megatron_octo.runtime.checkpoint_objects import check_extra_states, load_co
 
 @dataclass(frozen=True)
 class LoadedState:
-    """What Megatron loaded for a sharded state."""
+    """The result of loading a sharded state with Megatron."""
 
     state: dict[str, Any]
     absent: list[str]

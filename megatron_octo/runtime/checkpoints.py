@@ -42,7 +42,7 @@ class CheckpointManifest(BaseModel):
     """The learning rate of the last step."""
     layout: dict[str, Any]
     resharding: str
-    """What may change at a resume: `full` or `data_parallel`."""
+    """Layout changes that a resume may make: `full` or `data_parallel`."""
     architecture: dict[str, Any]
     data_fingerprint: dict[str, Any]
     origin: dict[str, Any] = {}

@@ -32,7 +32,7 @@ class Damage(NamedTuple):
 
     path: Path
     problem: str
-    """What was found and what was recorded."""
+    """The size or hash found, and the one recorded."""
 
 
 def files_below(folder: Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""What is exported already is compared with its recorded hashes before it is skipped or used."""
+"""An existing export is compared with its recorded hashes before it is skipped or used."""
 
 import json
 import shutil

@@ -107,7 +107,7 @@ def test_a_rounded_export_is_compared_as_rounded(tmp_path):
 
 
 def test_a_rope_scaling_that_was_dropped_is_seen(tmp_path):
-    """What the peers' users complain of: every bit of the weights is equal, and the model is another."""
+    """A fault that peers' users report: every bit of the weights is equal, and the model is another."""
     make_model("llama-3.2", tmp_path / "hf")
     import_checkpoint(tmp_path / "hf", tmp_path / "megatron", Parallel())
     other = shutil.copytree(tmp_path / "hf", tmp_path / "other")

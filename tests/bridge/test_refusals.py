@@ -1,4 +1,4 @@
-"""What cannot be converted is refused with its reason, and nothing is left behind."""
+"""A model that cannot be converted is refused with its reason, and nothing is left behind."""
 
 import json
 import shutil

@@ -18,7 +18,7 @@ from tests.bridge.models import make_model
 from tests.support import files_under
 
 ROWS = 261
-"""Of the small models."""
+"""Rows of the small models' embedding."""
 
 
 def pieces(count: int) -> bytes:

@@ -14,7 +14,7 @@ BRANCHES = ["decay-long", "decay-short", "decay-hybrid"]
 
 
 def completions(*words: str) -> list[CompletionItem]:
-    """What the last word is completed to."""
+    """The completions of the last word."""
     return ShellComplete(octo, {}, "octo", "_OCTO_COMPLETE").get_completions(list(words[:-1]), words[-1])
 
 

@@ -70,7 +70,7 @@ def read_texts(folder: Path, split: str) -> list[str]:
 
 
 def left_behind(run: RunFolder) -> list[str]:
-    """What stands in the data folder besides the tokenizer and the held-out problems."""
+    """Names in the data folder besides the tokenizer and the held-out problems."""
     if not run.data.exists():
         return []
     return sorted(entry.name for entry in run.data.iterdir() if entry.name not in ("tokenizer", "heldout"))

@@ -45,7 +45,7 @@ def commit_of(files: dict[str, bytes]) -> str:
 
 @dataclass
 class Hub:
-    """What the stand-in has, and what happened to it."""
+    """The stand-in's repositories, the faults that it makes, and the requests that it got."""
 
     repositories: dict[str, Repository]
     url: str = ""

@@ -130,7 +130,7 @@ def test_practice_problems_are_short_and_apart_from_the_heldout_ones():
 
 
 def test_recipes_without_practice_problems_keep_their_settings_digest():
-    """What they prepared before the key was there is still theirs."""
+    """Data that was prepared before the key existed stays valid."""
     settings = heldout_settings(load_recipe("tiny", ["data.practice_problems=0"]))
     assert settings == {"problems": 256, "seed": 1_000_003, "version": 1}
     assert heldout_settings(load_recipe("tiny"))["practice"] == 512

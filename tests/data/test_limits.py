@@ -173,7 +173,7 @@ def tokenizer_folder(tmp_path, config=None, **files):
 
 
 def said_of(section, tmp_path):
-    """What is said against a tokenizer; nothing where it is taken."""
+    """The message that refuses a tokenizer; empty where it is accepted."""
     try:
         load_tokenizer(section, tmp_path / "run" / "tokenizer")
     except DataError as error:

@@ -1,4 +1,4 @@
-"""Whatever a model writes, grading raises nothing and ends soon; an answer equals itself."""
+"""Grading raises nothing and ends soon on any response; an answer equals itself."""
 
 import time
 

@@ -27,7 +27,7 @@ OVERRIDES = {
     "rl.test_sets": {"math": {"path": "m.jsonl"}},
     "rl.stop": ["0"],
 }
-"""What `tiny` lacks, so that there is a section of every class."""
+"""Sections that `tiny` lacks, so that there is one of every class."""
 
 
 def _tree() -> dict[str, Any]:

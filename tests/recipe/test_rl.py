@@ -1,4 +1,4 @@
-"""What the text of an `rl` section decides is refused when the recipe is loaded, one problem for each wrong value."""
+"""Loading a recipe refuses a wrong `rl` section, with one problem for each wrong value."""
 
 import re
 

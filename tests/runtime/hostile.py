@@ -61,7 +61,7 @@ HOSTILE: dict[str, Callable[[Path], Any]] = {
     "deep": _deep_in_metadata,
     "storage": lambda m: Metadata({}, storage_data={"x": _StorageInfo(Calling(os.system, f"touch {m}"), 0, 1)}),  # type: ignore[arg-type]
 }
-"""What pickles by reference or by call; every way that `pickle` itself would follow."""
+"""Objects pickled by reference or by call: every way that `pickle` itself would follow."""
 
 
 def dotted(marker: Path) -> bytes:

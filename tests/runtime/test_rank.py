@@ -1,4 +1,4 @@
-"""What the environment says of ranks, and what a rank says when it fails."""
+"""Ranks read from the environment, and the message of a rank that fails."""
 
 import errno
 

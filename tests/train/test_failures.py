@@ -1,4 +1,4 @@
-"""What is said, and what is left, when a rank is killed, hangs or fails: the cause, the rank, and the way out."""
+"""When a rank is killed, hangs or fails, the message names the cause, the rank and the way out."""
 
 import os
 import signal

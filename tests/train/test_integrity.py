@@ -52,7 +52,7 @@ def train(folder, stage, *arguments, status=0):
 
 @pytest.fixture
 def refused(monkeypatch, capsys):
-    """What `octo train` says before it starts a rank."""
+    """The message of `octo train`, which refuses before it starts a rank."""
 
     def run(folder, stage):
         monkeypatch.chdir(folder)

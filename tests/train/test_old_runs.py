@@ -88,7 +88,7 @@ else:
     ],
 )
 def test_an_rl_run_is_known_by_the_same_settings(old_code, tmp_path, prompts):
-    """What decides whether `octo rl` goes on from a folder's checkpoints."""
+    """This digest decides whether `octo rl` resumes from a folder's checkpoints."""
     digests = []
     for code in (old_code, ROOT):
         words = [word for word in (*WIDER, "-s", RL, "-s", prompts) if word != "-s"]

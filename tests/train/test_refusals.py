@@ -1,4 +1,4 @@
-"""What `octo train` refuses: with the value, the limit and the way out, and with nothing started or left behind."""
+"""`octo train` refuses with the value, the limit and the way out, and starts and leaves nothing."""
 
 import fcntl
 import json

@@ -134,7 +134,7 @@ def test_a_signal_while_loading(workplace, send):
 
 @pytest.mark.slow
 def test_a_terminal_that_is_gone_ends_no_training(workplace):
-    """What is printed then fails, and the checkpoint is written all the same."""
+    """Printing then fails, and the checkpoint is written all the same."""
     folder = workplace("gone")
     words = [word for setting in (*LAYOUT, EVERY) for word in ("-s", setting)]
     command = [*HEARS_SIGNALS, sys.executable, "-m", "megatron_octo.cli", "train", str(MINI), "stable", *words]
