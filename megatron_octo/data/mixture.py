@@ -4,9 +4,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from megatron_octo.data.manifest import read_manifest
+from megatron_octo.data.manifest import SourceManifest, SplitName, read_manifest
 from megatron_octo.data.settings import current_manifest
 from megatron_octo.data.tokenizer_file import read_tokenizer_file
 from megatron_octo.errors import DataError
@@ -45,27 +45,40 @@ class MixtureSource:
     """Digest of the source's files in one split."""
 
 
-def mixture_sources(
-    recipe: Recipe, run: RunFolder, stage: str, split: Literal["train", "validation"]
-) -> tuple[MixtureSource, ...]:
-    """The prepared sources of a stage's mixture, in the recipe's order.
+@dataclass(frozen=True)
+class MixtureSources:
+    """The sources of a mixture, in the recipe's order."""
+
+    training: tuple[MixtureSource, ...]
+    validation: tuple[MixtureSource, ...]
+
+
+def read_mixture_sources(recipe: Recipe, run: RunFolder, stage: str) -> MixtureSources:
+    """The prepared sources of a stage's mixture.
 
     Raises:
         DataError: a source that is not prepared, or was prepared with other settings than the recipe has now.
     """
-    sources = []
+    training, validation = [], []
     for name, weight in recipe.stages[stage].mixture.items():
         folder = run.source(name)
-        manifest = current_manifest(recipe, run, name)
+        manifest = current_manifest(recipe, run, name)  # hashes the files that its settings name
         if manifest.tokenizer.vocab_size > recipe.model.architecture.vocab_size:
             raise DataError(
                 f"{folder}: tokenized with {manifest.tokenizer.vocab_size} tokens, and the model has "
                 f"{recipe.model.architecture.vocab_size}; prepare the data again"
             )
-        part = manifest.train if split == "train" else manifest.validation
-        digest = sha256_of_json([[file.path, file.sha256] for file in part.files])
-        sources.append(MixtureSource(name, weight, tuple(manifest.prefixes(folder, split)), digest))
-    return tuple(sources)
+        training.append(_mixture_source(name, weight, folder, manifest, "train"))
+        validation.append(_mixture_source(name, weight, folder, manifest, "validation"))
+    return MixtureSources(tuple(training), tuple(validation))
+
+
+def _mixture_source(
+    name: str, weight: float, folder: Path, manifest: SourceManifest, split: SplitName
+) -> MixtureSource:
+    files = (manifest.train if split == "train" else manifest.validation).files
+    digest = sha256_of_json([[file.path, file.sha256] for file in files])
+    return MixtureSource(name, weight, tuple(manifest.prefixes(folder, split)), digest)
 
 
 def read_token_ids(recipe: Recipe, run: RunFolder) -> TokenIds:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from megatron_octo.data.datasets import build_mixture
-from megatron_octo.data.mixture import count_samples, mixture_sources, read_token_ids
+from megatron_octo.data.mixture import count_samples, read_mixture_sources, read_token_ids
 from megatron_octo.data.tokenizer_file import read_tokenizer_file
 from megatron_octo.errors import DataError
 from megatron_octo.recipe import Recipe
@@ -21,7 +21,7 @@ def show_samples(recipe: Recipe, run: RunFolder, stage: str, numbers: Sequence[i
         if not 0 <= number < count:
             raise DataError(f"sample {number}: {stage} has samples 0 to {count - 1}; choose one of them")
     mixture = build_mixture(
-        mixture_sources(recipe, run, stage, "train"),
+        read_mixture_sources(recipe, run, stage).training,
         samples=count,
         sequence_length=recipe.train.sequence_length,
         seed=recipe.seed,

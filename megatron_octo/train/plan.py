@@ -14,7 +14,7 @@ from megatron_octo.data.mixture import (
     count_samples,
     data_fingerprint,
     fingerprint_changes,
-    mixture_sources,
+    read_mixture_sources,
     read_token_ids,
 )
 from megatron_octo.errors import CheckpointError, ModelError, RecipeError, RuntimeSetupError
@@ -117,9 +117,9 @@ def plan_stage(recipe: Recipe, run: RunFolder, stage: str, options: StageOptions
     if problems := list(batch_problems(recipe, key, layout, data_parallel_size(layout, world_size))):
         raise RecipeError("; ".join(str(problem) for problem in problems))
     _check_installation(recipe, layout)
-    training = mixture_sources(recipe, run, stage, "train")
+    sources = read_mixture_sources(recipe, run, stage)
     fingerprint = data_fingerprint(
-        training,
+        sources.training,
         samples=count_samples(recipe, stage),
         sequence_length=recipe.train.sequence_length,
         global_batch_size=recipe.train.global_batch_size,
@@ -138,8 +138,8 @@ def plan_stage(recipe: Recipe, run: RunFolder, stage: str, options: StageOptions
         recipe=recipe,
         run=run,
         name=stage,
-        training=training,
-        validation=mixture_sources(recipe, run, stage, "validation"),
+        training=sources.training,
+        validation=sources.validation,
         tokens=read_token_ids(recipe, run),
         fingerprint=fingerprint,
         start=start,

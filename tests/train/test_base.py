@@ -57,13 +57,13 @@ def test_every_layout_starts_from_the_same_model(trained):
 def test_the_first_validation_is_what_transformers_computes(trained):
     """The loss on a source before the first step, against the base model as transformers loads it."""
     from megatron_octo.data.datasets import build_validation
-    from megatron_octo.data.mixture import mixture_sources, read_token_ids
+    from megatron_octo.data.mixture import read_mixture_sources, read_token_ids
 
     folder = trained["1x1"]
     recipe = load_recipe(str(MINI))
     run = RunFolder(folder / "runs/mini")
     before = {r["source"]: r["loss"] for r in lines(run.validation("stable")) if r["step"] == 0}
-    sources = mixture_sources(recipe, run, "stable", "validation")
+    sources = read_mixture_sources(recipe, run, "stable").validation
     datasets = build_validation(
         sources,
         samples=8,
